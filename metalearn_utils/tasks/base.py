@@ -1,0 +1,49 @@
+"""The shape of a task: support examples to adapt on, query examples to be judged by."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Examples of one task, x [n, ...] and y [n, ...]; with a leading task axis for stacked tasks."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Tasks(NamedTuple):
+    """Tasks stacked on a leading axis: support.x [tasks, n, ...], query.x [tasks, m, ...], likewise y."""
+
+    support: Batch
+    query: Batch
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Tasks":
+        """The same tasks on another device, floating-point tensors in another dtype."""
+        return Tasks(*(Batch(*(_move(t, device, dtype) for t in batch)) for batch in self))
+
+
+def check_tasks(tasks: Tasks) -> None:
+    """Raise a ValueError that names the first fault in shape or value; values are not read on meta tensors."""
+    counts = set()
+    for part, batch in (("support", tasks.support), ("query", tasks.query)):
+        for name, value in (("x", batch.x), ("y", batch.y)):
+            where = f"tasks.{part}.{name}"
+            if value.dim() < 2 or value.shape[0] == 0 or value.shape[1] == 0:
+                raise ValueError(f"{where} must have shape [tasks >= 1, examples >= 1, ...], got {tuple(value.shape)}")
+            _check_values(where, value)
+            counts.add(len(value))
+        if batch.x.shape[1] != batch.y.shape[1]:
+            raise ValueError(f"tasks.{part}: x has {batch.x.shape[1]} examples per task, y has {batch.y.shape[1]}")
+    if len(counts) > 1:
+        raise ValueError(f"tasks: support and query must hold the same number of tasks, got {sorted(counts)}")
+
+
+def _check_values(where: str, value: Tensor) -> None:
+    if value.device.type != "meta" and value.is_floating_point() and not value.isfinite().all():
+        raise ValueError(f"{where} must be finite, got NaN or infinity")
+
+
+def _move(t: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+    return t.to(device=device, dtype=dtype if t.is_floating_point() else None)

@@ -1,0 +1,253 @@
+"""The meta-training loop: progress bar, interrupt, checkpoint and resume, validation, divergence guard."""
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from tqdm.auto import tqdm
+
+from .meta import MetaGradient
+from .rules import Params, Phi
+
+FORMAT = "metalearn_utils checkpoint 1"
+
+
+class DivergedError(RuntimeError):
+    """Meta-training met a loss or gradient that is not finite."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is unreadable, or belongs to another run."""
+
+
+@dataclass
+class Trained:
+    """The result of `meta_train`.
+
+    Attributes:
+        theta, phi: meta-trained parameters (the best validated ones if `validate` was given) and hyperparameters.
+        losses: the meta-loss of every iteration.
+        validation: (iteration, score) pairs.
+        seconds: CPU seconds spent, over all sessions of the run.
+        finished: False if the run was interrupted.
+    """
+
+    theta: Params
+    phi: Phi | None
+    losses: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    finished: bool = False
+
+
+def meta_train(
+    algorithm: Callable[..., MetaGradient],
+    learner: Any,
+    sample: Callable[[torch.Generator], Any],
+    iterations: int,
+    *,
+    theta: Params,
+    lr: float = 1e-3,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    schedule: Callable[[float], float] | None = None,
+    learn_rule: bool = False,
+    seed: int = 0,
+    validate: Callable[[Params, Phi | None], float] | None = None,
+    every: int = 100,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Minimise the meta-loss with an outer optimizer.
+
+    Args:
+        algorithm: `maml`, `fomaml`, `reptile`, `joint`, `prototypical`, `supervised`, or a `functools.partial` of one.
+        learner: what the algorithm takes.
+        sample: draws one meta-batch from a generator.
+        iterations: outer steps in all.
+        theta: the initial parameters to start from; they are not changed.
+        lr: outer step size. For Reptile with `torch.optim.SGD` it is epsilon.
+        optimizer: builds the outer optimizer from (tensors, lr=...).
+        schedule: progress in [0, 1) -> factor on `lr`; constant by default.
+        learn_rule: meta-train the rule's phi as well (Meta-SGD).
+        seed: seeds the generator that `sample` gets.
+        validate: (theta, phi) -> score, higher is better; called every `every` iterations and at the end, and the
+            best parameters are returned.
+        every: iterations between validations and between checkpoints.
+        checkpoint: file to save to and to resume from. A resumed run equals an uninterrupted one bit for bit.
+        progress: show a bar.
+
+    Raises:
+        DivergedError: a loss or gradient is not finite; names the iteration, the checkpoint, and what to try.
+        CheckpointError: the checkpoint is truncated, foreign, or of another run.
+    """
+    _check_counts(iterations=iterations, every=every)
+    run = _Run(algorithm, learner, theta, lr, optimizer, schedule, learn_rule, seed, iterations)
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None and path.exists():
+        run.load(path)
+    with _interrupts() as interrupted, _bar(run.done, iterations, progress) as bar:
+        while run.done < iterations and not interrupted():
+            run.step(sample, path)
+            bar.update()
+            if run.done % every == 0 or run.done == iterations:
+                run.validate(validate)
+                bar.set_postfix_str(f"loss {run.result.losses[-1]:.3f}")
+                run.save(path)
+        run.save(path)
+    return run.finish(validate is not None)
+
+
+class _Run:
+    """One meta-training run: the state that a checkpoint holds, and how a step changes it."""
+
+    def __init__(self, algorithm, learner, theta, lr, optimizer, schedule, learn_rule, seed, iterations) -> None:
+        self.algorithm, self.learner = algorithm, learner
+        self.lr, self.schedule, self.iterations = lr, schedule, iterations
+        phi = learner.rule.phi if learn_rule else {}
+        leaves, self.spec = pytree.tree_flatten((dict(theta), phi))
+        self.leaves = [leaf.detach().clone() for leaf in leaves]
+        self.optimizer = optimizer(self.leaves, lr=lr)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.result = Trained(*self.parameters)
+        self.best: list[Tensor] | None = None
+        self.identity = _identity(algorithm, learner, self.leaves, lr, seed, iterations)
+
+    @property
+    def parameters(self) -> tuple[Params, Phi | None]:
+        theta, phi = pytree.tree_unflatten(self.leaves, self.spec)
+        return theta, phi or None
+
+    @property
+    def done(self) -> int:
+        return len(self.result.losses)
+
+    def step(self, sample: Callable, path: Path | None) -> None:
+        start = time.process_time()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * (self.schedule(self.done / self.iterations) if self.schedule else 1.0)
+        theta, phi = self.parameters
+        found = self.algorithm(self.learner, theta, sample(self.generator), phi)
+        self._guard(found, path)
+        for leaf, grad in zip(self.leaves, pytree.tree_leaves((found.theta, found.phi or {}))):
+            leaf.grad = grad
+        self.optimizer.step()
+        self.result.losses.append(found.loss.item())
+        self.result.seconds += time.process_time() - start
+
+    def _guard(self, found: MetaGradient, path: Path | None) -> None:
+        values = [found.loss, *pytree.tree_leaves((found.theta, found.phi or {}))]
+        if all(v.isfinite().all() for v in values):
+            return
+        kept = f"the last good checkpoint is {path}" if path is not None and path.exists() else "no checkpoint is kept"
+        raise DivergedError(
+            f"loss or meta-gradient is not finite at iteration {self.done + 1} (loss {found.loss.item():.3g}); {kept}. "
+            "Try a smaller inner or outer step size, fewer inner steps, or float64."
+        )
+
+    def validate(self, score: Callable | None) -> None:
+        if score is None:
+            return
+        value = float(score(*self.parameters))
+        if not self.result.validation or value > max(v for _, v in self.result.validation):
+            self.best = [leaf.detach().clone() for leaf in self.leaves]
+        self.result.validation.append((self.done, value))
+
+    def save(self, path: Path | None) -> None:
+        if path is None:
+            return
+        state = {name: getattr(self, name) for name in ("leaves", "best", "identity")}
+        state |= {"format": FORMAT, "optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+        record = self.result
+        write_atomically(path, state | {k: getattr(record, k) for k in ("losses", "validation", "seconds")})
+
+    def load(self, path: Path) -> None:
+        state = read_checkpoint(path)
+        if state["identity"] != self.identity:
+            raise CheckpointError(f"{path} belongs to another run: expected {self.identity}, got {state['identity']}")
+        for leaf, saved in zip(self.leaves, state["leaves"]):
+            leaf.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.best = state["best"]
+        self.result.losses, self.result.validation = state["losses"], [tuple(v) for v in state["validation"]]
+        self.result.seconds = state["seconds"]
+
+    def finish(self, validated: bool) -> Trained:
+        leaves = self.best if validated and self.best is not None else self.leaves
+        theta, phi = pytree.tree_unflatten([v.detach().clone() for v in leaves], self.spec)
+        self.result.theta, self.result.phi = theta, phi or None
+        self.result.finished = self.done == self.iterations
+        return self.result
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint, tensors and plain values only; a `CheckpointError` that says what is wrong with it."""
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path} is truncated or not a checkpoint: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint {path} is foreign: expected format {FORMAT!r}")
+    return state
+
+
+def write_atomically(path: Path, value: Any) -> None:
+    """`torch.save` to a temporary file beside `path`, then rename: no reader ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _identity(algorithm, learner, leaves, lr: float, seed: int, iterations: int) -> dict[str, Any]:
+    name = getattr(getattr(algorithm, "func", algorithm), "__name__", str(algorithm))
+    settings = {k: getattr(learner, k, None) for k in ("steps", "transductive")}
+    shapes = [list(leaf.shape) for leaf in leaves]
+    return {"algorithm": name, "lr": lr, "seed": seed, "iterations": iterations, "shapes": shapes} | settings
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def _bar(done: int, total: int, progress: bool) -> tqdm:
+    return tqdm(total=total, initial=done, disable=not progress, mininterval=0.5, leave=False)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or Jupyter's stop button) into a stop after the current iteration."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    hit: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        hit.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(hit)
+    finally:
+        signal.signal(signal.SIGINT, before)
