@@ -1,0 +1,59 @@
+"""Make the shipped weights again: `python -m metalearn_utils.recreate NAME [--seed 0] [--folder DIR]`."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .recipes import RECIPES
+from .recipes.fonts import without_head
+from .train import Trained
+from .weights import FOLDER, save_weights
+
+REPEATED = 50
+
+
+def recreate(name: str, seed: int = 0, folder: Path = FOLDER, checkpoint: Path | None = None) -> Trained:
+    """Run the recipe `name` and store its weights and record in `folder`.
+
+    Args:
+        name: one of `RECIPES`.
+        seed: seed of the initial weights and of the tasks; the shipped weights have seed 0.
+        folder: where NAME.pt and NAME.json go.
+        checkpoint: file to save to and to resume from.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"name must be one of {sorted(RECIPES)}, got {name!r}")
+    torch.set_num_threads(1)
+    trained = RECIPES[name](seed, checkpoint=checkpoint)
+    theta = without_head(trained.theta) if name == "fonts-pretrained" else trained.theta
+    save_weights(name, theta, record(name, seed, trained), folder)
+    return trained
+
+
+def record(name: str, seed: int, trained: Trained) -> dict:
+    """What is stored beside the weights."""
+    return {
+        "command": f"python -m metalearn_utils.recreate {name} --seed {seed}",
+        "seed": seed,
+        "iterations": len(trained.losses),
+        "cpu_seconds": round(trained.seconds, 1),
+        "first_losses": [float(f"{loss:.6g}") for loss in trained.losses[:REPEATED]],
+        "validation": [[i, round(score, 2)] for i, score in trained.validation],
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--checkpoint", type=Path)
+    args = parser.parse_args()
+    trained = recreate(args.name, args.seed, args.folder, args.checkpoint)
+    print(f"{args.name}: {len(trained.losses)} iterations in {trained.seconds:.0f} CPU seconds")
+
+
+if __name__ == "__main__":
+    main()
