@@ -6,7 +6,8 @@ from .evaluate import Scores, evaluate, over_seeds
 from .meta import Learner, MetaGradient, fomaml, joint, maml, reptile, supervised
 from .models import conv4, mlp, params_of
 from .parallel import cross_entropy, mse
-from .plots import scrub, show
+from .frames import scrub
+from .plots import show
 from .prototypes import NearestNeighbour, Prototypes, prototypical
 from .rules import UpdateRule, adam, momentum, per_parameter, per_step, rmsprop, sgd
 from .settings import require, settings

