@@ -1,0 +1,133 @@
+"""The tables of "From fonts to handwriting": `python book/05-practice/results/handwriting.py [--cache DIR]`.
+
+Trains every method with seeds 0, 1 and 2 (about 30 CPU minutes; finished runs are reused from the cache folder),
+chooses test-time settings on the validation scripts, and scores 600 tasks of the test scripts and of real alphabets.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metalearn_utils import Learner, NearestNeighbour, Prototypes, Tasks, adam, cross_entropy, results
+from metalearn_utils.evaluate import chunks
+from metalearn_utils.models import params_of
+from metalearn_utils.recipes import fonts
+from metalearn_utils.recreate import recreate
+from metalearn_utils.rules import Params
+from metalearn_utils.tasks import glyphs, omniglot
+
+HERE = Path(__file__).parent
+SEEDS, TASKS, TEST_SEED = (0, 1, 2), 600, 2
+REAL = ("Japanese_(katakana)", "Sanskrit", "Tagalog")
+RATES, STEPS = (0.001, 0.003, 0.01), {"MAML": (1, 3, 5), "FOMAML": (3, 5, 10)}
+FINE_STEPS = 20
+
+
+def depends() -> list[Path]:
+    """The files that the tables depend on: code, data and shipped weights."""
+    package = results.ROOT
+    code = [package / name for name in ("recipes/fonts.py", "models.py", "prototypes.py", "tasks/images.py")]
+    code += [package / "tasks/glyphs.py", package / "tasks/omniglot.py", Path(__file__)]
+    folder = omniglot.find_folder() or omniglot.cache_folder()
+    data = [glyphs.DATA, *(folder / name for name in omniglot.ARCHIVES)]
+    return code + data + sorted((package / "weights").glob("fonts-*.pt"))
+
+
+def trained(name: str, seed: int, cache: Path) -> Params:
+    """The weights of one recipe and seed, trained now unless the cache has them."""
+    folder = cache / f"seed{seed}"
+    if not (folder / f"{name}.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        recreate(name, seed, folder, folder / f"{name}.ckpt")
+    return torch.load(folder / f"{name}.pt", weights_only=True)
+
+
+def fine_tuner(lr: float) -> Learner:
+    """The whole network trained on the support set by Adam, as practitioners fine-tune."""
+    return Learner(fonts.network(fonts.WAYS), cross_entropy, adam(lr), FINE_STEPS)
+
+
+def with_head(theta: Params) -> Params:
+    """A pretrained embedding under a head of zeros."""
+    fresh = params_of(fonts.network(fonts.WAYS))
+    head = {name: torch.zeros_like(v) for name, v in fresh.items() if name.startswith("head.")}
+    return theta | head
+
+
+def methods(seed: int, shots: int, cache: Path) -> dict[str, tuple[object, Params, tuple]]:
+    """Every method as (learner, theta, settings to choose from on the validation scripts)."""
+    maml = trained(f"fonts-maml-{shots}shot", seed, cache)
+    pretrained, proto = trained("fonts-pretrained", seed, cache), trained("fonts-prototypes", seed, cache)
+    scratch = params_of(fonts.network(fonts.WAYS, seed))
+    centroid = Prototypes(fonts.network(None), metric="cosine")
+    fine = [fine_tuner(lr) for lr in RATES]
+    found = {
+        "pixels": (NearestNeighbour(nn.Flatten()), {}, ()),
+        "from scratch": (fine[0], scratch, fine),
+        "fine-tuned": (fine[0], with_head(pretrained), fine),
+        "pretrained": (centroid, pretrained, ()),
+        "MAML": (fonts.maml_learner(), maml, [replace(fonts.maml_learner(), steps=k) for k in STEPS["MAML"]]),
+        "feature reuse": (centroid, fonts.without_head(maml), ()),
+        "prototypes": (fonts.prototype_learner(), proto, ()),
+    }
+    if shots == 1:
+        options = [replace(fonts.fomaml_learner(), steps=k) for k in STEPS["FOMAML"]]
+        found["FOMAML"] = (options[0], trained("fonts-fomaml-1shot", seed, cache), options)
+    return found
+
+
+def correct(learner: object, theta: Params, tasks: Tasks, transductive: bool) -> Tensor:
+    """Number of right answers in each task, [tasks]."""
+    learner = replace(learner, transductive=transductive)
+    parts = [(learner.predict(theta, part)[-1].argmax(-1) == part.query.y).sum(1) for part in chunks(tasks, 100)]
+    return torch.cat(parts)
+
+
+def choose(learner: object, theta: Params, options: tuple, shots: int) -> tuple[object, dict]:
+    """The option with the best accuracy on 100 tasks of the validation scripts, and what was tried."""
+    if not options:
+        return learner, {}
+    tasks = fonts.tasks_of(glyphs.Glyphs("val"), 100, shots, seed=3)
+    tried = [correct(option, theta, tasks, True).double().mean().item() * 4 for option in options]
+    best = max(range(len(options)), key=tried.__getitem__)
+    return options[best], {"tried": [describe(o) for o in options], "accuracy": [round(t, 2) for t in tried]}
+
+
+def describe(learner: Learner) -> str:
+    """The setting that distinguishes an option."""
+    return f"{learner.steps} steps at rate {float(learner.rule.phi['lr']):g}"
+
+
+def main() -> None:
+    """Train, choose, score, store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path("_build/recreate"))
+    cache = parser.parse_args().cache
+    torch.set_num_threads(1)
+    families = {"glyphs": glyphs.Glyphs("test"), "real": omniglot.Omniglot(REAL)}
+    entries, tuning = [], []
+    for shots in (1, 5):
+        tasks = {name: fonts.tasks_of(images, TASKS, shots, TEST_SEED) for name, images in families.items()}
+        for seed in SEEDS:
+            for method, (learner, theta, options) in methods(seed, shots, cache).items():
+                if method == "pixels" and seed:
+                    continue
+                learner, tried = choose(learner, theta, options, shots)
+                about = {"method": method, "shots": shots, "seed": seed}
+                tuning += [about | {"chosen": describe(learner)} | tried] if tried else []
+                for family, part in tasks.items():
+                    for mode in (True, False):
+                        letters = results.encode(correct(learner, theta, part, mode))
+                        entries.append(about | {"data": family, "transductive": mode, "correct": letters})
+                        mean = results.decode(letters).mean()
+                        print(f"{method} {shots}-shot seed {seed} {family} transductive={mode}: {mean:.1f}", flush=True)
+    content = {"tasks": TASKS, "test_seed": TEST_SEED, "alphabets": REAL, "tuning": tuning, "entries": entries}
+    command = "python book/05-practice/results/handwriting.py"
+    results.write(HERE / "handwriting.json", command, depends(), content)
+
+
+if __name__ == "__main__":
+    main()

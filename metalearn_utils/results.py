@@ -1,0 +1,59 @@
+"""Tables that cost more than a page may take: stored beside the page with what they depend on, refused when stale."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .evaluate import Scores
+
+ROOT = Path(__file__).resolve().parent
+
+
+def fingerprint(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 (first 16 digits) of each file, by its name within the package or by its own name."""
+    return {_name(p): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted(paths, key=_name)}
+
+
+def write(path: Path, command: str, depends: Iterable[Path], content: dict[str, Any]) -> None:
+    """Store a table with the command that makes it and the hashes of the files it depends on."""
+    record = {"command": command, "depends": fingerprint(depends)} | content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    temporary.replace(path)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A stored table."""
+    return json.loads(Path(path).read_text("utf-8"))
+
+
+def stale(path: Path, depends: Iterable[Path]) -> list[str]:
+    """Names of the files that changed since the table was made; files that are absent here (data) are not judged."""
+    stored, now = read(path)["depends"], fingerprint(p for p in depends if p.exists())
+    return [name for name, digest in now.items() if stored.get(name) != digest]
+
+
+def encode(correct: Tensor) -> str:
+    """Counts 0 to 25 per task as letters A to Z."""
+    return "".join(chr(65 + int(c)) for c in correct)
+
+
+def decode(letters: str, queries: int = 25) -> Tensor:
+    """Per-task accuracies in percent, [tasks], from letters."""
+    return torch.tensor([100 * (ord(c) - 65) / queries for c in letters], dtype=torch.float64)
+
+
+def scores(letters: str, transductive: bool) -> Scores:
+    """Stored per-task accuracies as `Scores`."""
+    return Scores(decode(letters)[None], "accuracy", transductive)
+
+
+def _name(path: Path) -> str:
+    path = path.resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
