@@ -5,6 +5,7 @@ chooses test-time settings on the validation scripts, and scores 600 tasks of th
 """
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from metalearn_utils import Learner, NearestNeighbour, Prototypes, Tasks, adam, cross_entropy, results
 from metalearn_utils.evaluate import chunks
 from metalearn_utils.models import params_of
+from metalearn_utils.parallel import forward_of
 from metalearn_utils.recipes import fonts
 from metalearn_utils.recreate import recreate
 from metalearn_utils.rules import Params
@@ -23,7 +25,7 @@ HERE = Path(__file__).parent
 SEEDS, TASKS, TEST_SEED = (0, 1, 2), 600, 2
 REAL = ("Japanese_(katakana)", "Sanskrit", "Tagalog")
 RATES, STEPS = (0.001, 0.003, 0.01), {"MAML": (1, 3, 5), "FOMAML": (3, 5, 10)}
-FINE_STEPS = 20
+FINE_STEPS, TOGETHER = 20, 6
 
 
 def depends() -> list[Path]:
@@ -79,11 +81,25 @@ def methods(seed: int, shots: int, cache: Path) -> dict[str, tuple[object, Param
     return found
 
 
-def correct(learner: object, theta: Params, tasks: Tasks, transductive: bool) -> Tensor:
-    """Number of right answers in each task, [tasks]."""
-    learner = replace(learner, transductive=transductive)
-    parts = [(learner.predict(theta, part)[-1].argmax(-1) == part.query.y).sum(1) for part in chunks(tasks, 100)]
-    return torch.cat(parts)
+def correct(learner: object, theta: Params, tasks: Tasks) -> dict[bool, Tensor]:
+    """Right answers per task, [tasks], with transductive normalisation and without; one adaptation serves both."""
+    parts = [(part, predictions(learner, theta, part)) for part in chunks(tasks, TOGETHER)]
+    return {mode: torch.cat([(found[mode] == p.query.y).sum(1) for p, found in parts]) for mode in (True, False)}
+
+
+def predictions(learner: object, theta: Params, part: Tasks) -> dict[bool, Tensor]:
+    """Predicted labels [tasks, queries] in both modes."""
+    modes = {mode: replace(learner, transductive=mode) for mode in (True, False)}
+    if not isinstance(learner, Learner):
+        return {mode: m.predict(theta, part)[-1].argmax(-1) for mode, m in modes.items()}
+    forward = forward_of(learner.model, learner.loss, part)
+    found: dict[bool, list[Tensor]] = {True: [], False: []}
+    with torch.no_grad():
+        for piece in forward.parts(part):
+            params = learner.inner(forward, forward.start(theta, piece), piece.support, None).params
+            for mode, m in modes.items():
+                found[mode].append(m.query_outputs(forward, params, piece).argmax(-1))
+    return {mode: (f[0] if forward.stacked else torch.stack(f)) for mode, f in found.items()}
 
 
 def choose(learner: object, theta: Params, options: tuple, shots: int) -> tuple[object, dict]:
@@ -91,7 +107,7 @@ def choose(learner: object, theta: Params, options: tuple, shots: int) -> tuple[
     if not options:
         return learner, {}
     tasks = fonts.tasks_of(glyphs.Glyphs("val"), 100, shots, seed=3)
-    tried = [correct(option, theta, tasks, True).double().mean().item() * 4 for option in options]
+    tried = [correct(option, theta, tasks)[True].double().mean().item() * 4 for option in options]
     best = max(range(len(options)), key=tried.__getitem__)
     return options[best], {"tried": [describe(o) for o in options], "accuracy": [round(t, 2) for t in tried]}
 
@@ -101,29 +117,32 @@ def describe(learner: Learner) -> str:
     return f"{learner.steps} steps at rate {float(learner.rule.phi['lr']):g}"
 
 
+def score(shots: int, seed: int, cache: Path) -> tuple[list[dict], list[dict]]:
+    """All methods of one number of shots and one seed: table entries, and what was tried."""
+    torch.set_num_threads(1)
+    families = {"glyphs": glyphs.Glyphs("test"), "real": omniglot.Omniglot(REAL)}
+    tasks = {name: fonts.tasks_of(images, TASKS, shots, TEST_SEED) for name, images in families.items()}
+    entries, tuning = [], []
+    for method, (learner, theta, options) in methods(seed, shots, cache).items():
+        learner, tried = choose(learner, theta, options, shots)
+        about = {"method": method, "shots": shots, "seed": seed}
+        tuning += [about | {"chosen": describe(learner)} | tried] if tried else []
+        for family, part in tasks.items():
+            for mode, right in correct(learner, theta, part).items():
+                entries.append(about | {"data": family, "transductive": mode, "correct": results.encode(right)})
+                print(method, shots, seed, family, mode, f"{4 * right.double().mean():.1f}", flush=True)
+    return entries, tuning
+
+
 def main() -> None:
-    """Train, choose, score, store."""
+    """Train, choose, score, store; two processes side by side."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path("_build/recreate"))
     cache = parser.parse_args().cache
-    torch.set_num_threads(1)
-    families = {"glyphs": glyphs.Glyphs("test"), "real": omniglot.Omniglot(REAL)}
-    entries, tuning = [], []
-    for shots in (1, 5):
-        tasks = {name: fonts.tasks_of(images, TASKS, shots, TEST_SEED) for name, images in families.items()}
-        for seed in SEEDS:
-            for method, (learner, theta, options) in methods(seed, shots, cache).items():
-                if method == "pixels" and seed:
-                    continue
-                learner, tried = choose(learner, theta, options, shots)
-                about = {"method": method, "shots": shots, "seed": seed}
-                tuning += [about | {"chosen": describe(learner)} | tried] if tried else []
-                for family, part in tasks.items():
-                    for mode in (True, False):
-                        letters = results.encode(correct(learner, theta, part, mode))
-                        entries.append(about | {"data": family, "transductive": mode, "correct": letters})
-                        mean = results.decode(letters).mean()
-                        print(f"{method} {shots}-shot seed {seed} {family} transductive={mode}: {mean:.1f}", flush=True)
+    jobs = [(shots, seed) for seed in SEEDS for shots in (1, 5)]
+    with ProcessPoolExecutor(2) as pool:
+        found = list(pool.map(score, *zip(*jobs), [cache] * len(jobs)))
+    entries, tuning = (sum(lists, []) for lists in zip(*found))
     content = {"tasks": TASKS, "test_seed": TEST_SEED, "alphabets": REAL, "tuning": tuning, "entries": entries}
     command = "python book/05-practice/results/handwriting.py"
     results.write(HERE / "handwriting.json", command, depends(), content)
