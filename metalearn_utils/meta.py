@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .adapt import Adapted, adapt
-from .parallel import Forward, forward_of, looped, operations
+from .parallel import Forward, check_fit, everything, forward_of, looped, minibatches
+from .probe import check_theta, uses_support_statistics
 from .rules import Params, Phi, UpdateRule
-from .tasks.base import Batch, Tasks, check_tasks
+from .tasks.base import Batch, Tasks, check_tasks, check_values
 
 
 class MetaGradient(NamedTuple):
@@ -62,7 +63,8 @@ class Learner:
 
     def query_outputs(self, forward: Forward, params: Params, tasks: Tasks) -> Tensor:
         """Predictions for the query examples, normalised as `transductive` says."""
-        if self.transductive or not _uses_support_statistics(self.model, tasks):
+        one = tasks.support.x[0] if forward.stacked else tasks.support.x
+        if self.transductive or not uses_support_statistics(self.model, one):
             return forward.outputs(params, tasks.query.x, None)
         axis = 1 if forward.stacked else 0
         n = tasks.support.x.shape[axis]
@@ -72,7 +74,7 @@ class Learner:
     def predict(self, theta: Params, tasks: Tasks, phi: Phi | None = None, steps: int | None = None) -> Tensor:
         """Query predictions after 0, 1, ..., steps inner steps: [steps + 1, tasks, queries, ...]; no graph."""
         steps = self.steps if steps is None else steps
-        forward = forward_of(self.model, self.loss, tasks)
+        forward = prepared(self, theta, tasks)
         with torch.no_grad():
             found = [self._predict_part(forward, theta, part, phi, steps) for part in forward.parts(tasks)]
         return found[0] if forward.stacked else torch.stack(found, dim=1)
@@ -132,9 +134,7 @@ def reptile(
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    theta = check_theta(learner.model, theta)
-    check_tasks(tasks)
-    forward, found, loss = forward_of(learner.model, learner.loss, tasks), [], []
+    forward, found, loss = prepared(learner, theta, tasks), [], []
     with torch.no_grad():
         for part in forward.parts(tasks):
             data = minibatches(forward, everything(forward, part), batch_size, learner.steps)
@@ -142,49 +142,25 @@ def reptile(
             found.append(adapted.params)
             loss.append(adapted.losses[-1] if learner.steps else torch.zeros(()))
     scale = len(tasks.support.x) if reduction == "sum" else 1
-    mean = {k: scale * _mean_over_tasks(forward, [p[k] for p in found]) for k in theta}
-    step = {k: scale * theta[k] - mean[k] for k in theta}
+    step = {k: scale * _mean_over_tasks(forward, [theta[k] - p[k] for p in found]) for k in theta}
     return MetaGradient(torch.stack(loss).mean(), step, None)
 
 
 def supervised(learner: Learner, theta: Params, batch: Batch, phi: Phi | None = None) -> MetaGradient:
     """Gradient of the ordinary loss on one batch of examples: the pretraining baseline."""
-    leaves = {k: v.detach().requires_grad_() for k, v in check_theta(learner.model, theta).items()}
+    check_values("batch.x", batch.x)
+    check_fit(learner.model, learner.loss, {"batch": Batch(batch.x[None], batch.y[None])})
+    leaves = {k: v.detach().requires_grad_() for k, v in check_theta(learner.model, theta, batch.x).items()}
     forward = looped(learner.model, learner.loss)
     loss = learner.loss(forward.outputs(leaves, batch.x, None), batch.y)
     return MetaGradient(loss.detach(), dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())))), None)
 
 
-def everything(forward: Forward, tasks: Tasks) -> Batch:
-    """Support and query examples of one task (or of stacked ones) together."""
-    axis = 1 if forward.stacked else 0
-    return Batch(*(torch.cat(pair, dim=axis) for pair in zip(tasks.support, tasks.query)))
-
-
-def minibatches(forward: Forward, data: Batch, size: int | None, steps: int) -> Batch | list[Batch]:
-    """One minibatch per inner step, in order and around; the whole batch if `size` is None."""
-    if size is None:
-        return data
-    axis = 1 if forward.stacked else 0
-    n = data.x.shape[axis]
-    if not 1 <= size <= n:
-        raise ValueError(f"batch_size must lie between 1 and the {n} examples of a task, got {size}")
-    rows = [torch.arange(k * size, (k + 1) * size, device=data.x.device) % n for k in range(steps)]
-    return [Batch(data.x.index_select(axis, r), data.y.index_select(axis, r)) for r in rows]
-
-
-def check_theta(model: nn.Module, theta: Params) -> Params:
-    """theta, if it holds exactly the model's parameters with their shapes; a ValueError that names the first fault."""
-    wanted = dict(model.named_parameters())
-    for name in theta.keys() ^ wanted.keys():
-        fault = "is unknown to the model" if name in theta else "is missing"
-        raise ValueError(f"theta: parameter {name!r} {fault}; the model has {sorted(wanted)}")
-    for name, value in theta.items():
-        if value.shape != wanted[name].shape:
-            raise ValueError(
-                f"theta[{name!r}] must have shape {tuple(wanted[name].shape)}, got {tuple(value.shape)}"
-            )
-    return theta
+def prepared(learner: Learner, theta: Params, tasks: Tasks) -> Forward:
+    """How to evaluate the learner's model on these tasks; a ValueError that names what does not fit together."""
+    check_tasks(tasks)
+    check_theta(learner.model, theta, tasks.support.x)
+    return forward_of(learner.model, learner.loss, tasks)
 
 
 def _after_adaptation(first_order: bool) -> Callable:
@@ -199,9 +175,8 @@ def _differentiate(
     objective: Callable, learner: Learner, theta: Params, tasks: Tasks, phi: Phi | None
 ) -> MetaGradient:
     """Mean over tasks of the objective, and its gradient in theta (and phi): all tasks at once, or task by task."""
-    check_tasks(tasks)
-    forward = forward_of(learner.model, learner.loss, tasks)
-    leaves, spec = pytree.tree_flatten((check_theta(learner.model, theta), phi or {}))
+    forward = prepared(learner, theta, tasks)
+    leaves, spec = pytree.tree_flatten((dict(theta), phi or {}))
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     theta, phi = pytree.tree_unflatten(leaves, spec)
     total, grads = 0.0, None
@@ -230,14 +205,3 @@ def _scalar_per_task(forward: Forward, outputs: Tensor, y: Tensor) -> Tensor:
     if value.dim() != int(forward.stacked):
         raise ValueError(f"loss must return one number per task, the mean over examples; got {tuple(value.shape)}")
     return value
-
-
-def _uses_support_statistics(model: nn.Module, tasks: Tasks) -> bool:
-    if getattr(model, "takes_stats_from", False):
-        return True
-    if any("batch_norm" in op for op in operations(model, tasks.support.x[0])):
-        raise ValueError(
-            "transductive=False needs a model whose forward takes `stats_from` (as conv4 does): "
-            "this one normalises with its own batch statistics"
-        )
-    return False

@@ -5,23 +5,20 @@ a loop for large convolutions on a CPU (vmap is slower there) and for every oper
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.func import vmap
 
+from .probe import WRONG_UNDER_VMAP, call, probe
 from .rules import Params
-from .tasks.base import Batch, Tasks
+from .tasks.base import Batch, Tasks, check_labels
 
 FEW_TASKS = 3
 # Above this many activations per layer, over all tasks, a loop is faster than vmap's grouped convolutions on a CPU.
 MANY_ACTIVATIONS = 1_000_000
-# Fused with their weights, these kernels give a silently wrong second-order gradient under vmap (functorch #534).
-WRONG_UNDER_VMAP = ("batch_norm", "layer_norm", "instance_norm")
 RANDOM = ("dropout", "bernoulli", "rand", "normal_", "uniform_")
 
 
@@ -59,9 +56,20 @@ class Forward(NamedTuple):
 
 
 def forward_of(model: nn.Module, loss: Callable, tasks: Tasks) -> Forward:
-    """The fastest exact way to evaluate `model` and `loss` on these tasks."""
+    """The fastest exact way to evaluate `model` and `loss` on these tasks; a ValueError if they do not fit together."""
+    check_fit(model, loss, {"tasks.support": tasks.support, "tasks.query": tasks.query})
     kind = choose(model, tasks)
     return {"batched": batched, "vmap": vmapped, "loop": looped}[kind](model, loss)
+
+
+def check_fit(model: nn.Module, loss: Callable, batches: dict[str, Batch]) -> None:
+    """Raise a ValueError if the model cannot take the stacked examples or its outputs do not fit the labels."""
+    for name, (x, y) in batches.items():
+        shape = probe(model, x[0]).outputs
+        if loss is cross_entropy:
+            check_labels(f"{name}.y", y, shape[-1])
+        if loss is mse and y.shape[2:] != shape:
+            raise ValueError(f"{name}.y must have examples of shape {tuple(shape)}, as the outputs, got {tuple(y.shape[2:])}")
 
 
 def choose(model: nn.Module, tasks: Tasks) -> str:
@@ -69,7 +77,7 @@ def choose(model: nn.Module, tasks: Tasks) -> str:
     if hasattr(model, "stacked"):
         return "batched"
     x = tasks.support.x
-    ops = operations(model, x[0])
+    ops = probe(model, x[0]).operations
     unsafe = any(word in op for op in ops for word in WRONG_UNDER_VMAP + RANDOM)
     examples = len(x) * max(x.shape[1], tasks.query.x.shape[1])
     large = any("convolution" in op and n * examples > MANY_ACTIVATIONS for op, n in ops.items())
@@ -95,54 +103,28 @@ def looped(model: nn.Module, loss: Callable) -> Forward:
     return Forward(lambda params, x, stats_from: call(model, params, x, stats_from), loss, False)
 
 
-def call(model: nn.Module, params: Params, x: Tensor, stats_from: int | None = None) -> Tensor:
-    """The model's outputs at `params`; its buffers stay as they are, since copies are handed in."""
-    state = params | {name: b.clone() for name, b in model.named_buffers()}
-    return functional_call(model, state, (x,), {} if stats_from is None else {"stats_from": stats_from})
-
-
 def unstack(tasks: Tasks) -> Iterator[Tasks]:
     """Tasks [tasks, n, ...] one by one, each as Tasks of shape [n, ...]."""
     for parts in zip(tasks.support.x, tasks.support.y, tasks.query.x, tasks.query.y):
         yield Tasks(Batch(*parts[:2]), Batch(*parts[2:]))
 
 
-_operations: WeakKeyDictionary = WeakKeyDictionary()
+def everything(forward: Forward, tasks: Tasks) -> Batch:
+    """Support and query examples of one task (or of stacked ones) together."""
+    axis = 1 if forward.stacked else 0
+    return Batch(*(torch.cat(pair, dim=axis) for pair in zip(tasks.support, tasks.query)))
 
 
-def operations(model: nn.Module, x: Tensor) -> dict[str, int]:
-    """The tensor operations of the model's forward pass, found by running it once, with their largest output.
-
-    Args:
-        x: the examples of one task, [n, ...]; the sizes are numbers of elements per example.
-    """
-    if model not in _operations:
-        recorder = _Recorder()
-        with torch.no_grad(), recorder:
-            call(model, params_like(model, x), x)
-        _operations[model] = {op: size // len(x) for op, size in recorder.seen.items()}
-    return _operations[model]
-
-
-def params_like(model: nn.Module, x: Tensor) -> Params:
-    """The model's own parameters with the dtype and device of `x`."""
-    dtype = x.dtype if x.is_floating_point() else None
-    return {k: p.detach().to(device=x.device, dtype=dtype) for k, p in model.named_parameters()}
-
-
-class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[str, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        weighted = len(args) > 1 and isinstance(args[1], Tensor)
-        name = str(func)
-        out = func(*args, **(kwargs or {}))
-        if weighted or not any(word in name for word in WRONG_UNDER_VMAP):
-            size = out.numel() if isinstance(out, Tensor) else 0
-            self.seen[name] = max(size, self.seen.get(name, 0))
-        return out
+def minibatches(forward: Forward, data: Batch, size: int | None, steps: int) -> Batch | list[Batch]:
+    """One minibatch per inner step, in order and around; the whole batch if `size` is None."""
+    if size is None:
+        return data
+    axis = 1 if forward.stacked else 0
+    n = data.x.shape[axis]
+    if not 1 <= size <= n:
+        raise ValueError(f"batch_size must lie between 1 and the {n} examples of a task, got {size}")
+    rows = [torch.arange(k * size, (k + 1) * size, device=data.x.device) % n for k in range(steps)]
+    return [Batch(data.x.index_select(axis, r), data.y.index_select(axis, r)) for r in rows]
 
 
 def _stacked_loss(loss: Callable) -> Callable:

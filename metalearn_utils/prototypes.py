@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .meta import MetaGradient, check_theta
-from .parallel import call
+from .meta import MetaGradient
+from .probe import call, check_theta
 from .rules import Params, Phi
-from .tasks.base import Tasks, check_tasks
+from .tasks.base import Tasks, check_labels, check_tasks
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Prototypes:
 
     def predict(self, theta: Params, tasks: Tasks, phi: Phi | None = None, steps: int | None = None) -> Tensor:
         """Logits of the query examples, [1, tasks, queries, ways]: there are no inner steps."""
+        check_classes(tasks)
+        check_theta(self.model, theta, tasks.support.x)
         with torch.no_grad():
             found = [self.logits(theta, *parts) for parts in zip(*tasks.support, tasks.query.x)]
         return torch.stack(found).unsqueeze(0)
@@ -58,6 +60,8 @@ class NearestNeighbour:
 
     def predict(self, theta: Params, tasks: Tasks, phi: Phi | None = None, steps: int | None = None) -> Tensor:
         """Scores of the query examples, [1, tasks, queries, ways]: minus the distance to the class's closest."""
+        check_classes(tasks)
+        check_theta(self.model, theta, tasks.support.x)
         with torch.no_grad():
             found = [self._scores(theta, *parts) for parts in zip(*tasks.support, tasks.query.x)]
         return torch.stack(found).unsqueeze(0)
@@ -71,8 +75,9 @@ class NearestNeighbour:
 
 def prototypical(learner: Prototypes, theta: Params, tasks: Tasks, phi: Phi | None = None) -> MetaGradient:
     """The gradient that trains a prototypical network: Snell et al. (2017), Algorithm 1; mean over tasks."""
-    check_tasks(tasks)
-    leaves = {k: v.detach().requires_grad_() for k, v in check_theta(learner.model, theta).items()}
+    check_classes(tasks)
+    theta = check_theta(learner.model, theta, tasks.support.x)
+    leaves = {k: v.detach().requires_grad_() for k, v in theta.items()}
     parts = list(zip(*tasks.support, *tasks.query))
     total, grads = 0.0, [torch.zeros_like(v) for v in leaves.values()]
     for x, y, queries, labels in parts:
@@ -80,6 +85,16 @@ def prototypical(learner: Prototypes, theta: Params, tasks: Tasks, phi: Phi | No
         new = torch.autograd.grad(loss, list(leaves.values()))
         total, grads = total + loss.detach(), [a + b for a, b in zip(grads, new)]
     return MetaGradient(total, dict(zip(leaves, grads)), None)
+
+
+def check_classes(tasks: Tasks) -> None:
+    """Raise a ValueError for malformed tasks, or if a class of the queries has no support example in some task."""
+    check_tasks(tasks)
+    ways = 1 + int(tasks.support.y.max())
+    for part, y in (("support", tasks.support.y), ("query", tasks.query.y)):
+        check_labels(f"tasks.{part}.y", y, ways)
+    for task, label in (F.one_hot(tasks.support.y, ways).sum(1) == 0).nonzero().tolist():
+        raise ValueError(f"tasks.support.y must hold every label from 0 to {ways - 1}, but task {task} lacks {label}")
 
 
 def embed(model: nn.Module, theta: Params, x: Tensor, queries: Tensor, transductive: bool) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from tqdm.auto import tqdm
 
 from .meta import MetaGradient
 from .rules import Params, Phi
+from .trace import WORTH_TRACING, Replay
 
 FORMAT = "metalearn_utils checkpoint 1"
+ADAM = partial(torch.optim.Adam, fused=True)
 
 
 class DivergedError(RuntimeError):
@@ -58,7 +61,7 @@ def meta_train(
     *,
     theta: Params,
     lr: float = 1e-3,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
     schedule: Callable[[float], float] | None = None,
     learn_rule: bool = False,
     seed: int = 0,
@@ -111,7 +114,8 @@ class _Run:
     """One meta-training run: the state that a checkpoint holds, and how a step changes it."""
 
     def __init__(self, algorithm, learner, theta, lr, optimizer, schedule, learn_rule, seed, iterations) -> None:
-        self.algorithm, self.learner = algorithm, learner
+        traced = iterations > WORTH_TRACING and hasattr(learner.model, "stacked")
+        self.algorithm, self.learner = Replay(algorithm, learner) if traced else algorithm, learner
         self.lr, self.schedule, self.iterations = lr, schedule, iterations
         phi = learner.rule.phi if learn_rule else {}
         leaves, self.spec = pytree.tree_flatten((dict(theta), phi))
@@ -138,7 +142,10 @@ class _Run:
         theta, phi = self.parameters
         found = self.algorithm(self.learner, theta, sample(self.generator), phi)
         self._guard(found, path)
-        for leaf, grad in zip(self.leaves, pytree.tree_leaves((found.theta, found.phi or {}))):
+        grads = pytree.tree_leaves((found.theta, found.phi or {}))
+        if len(grads) != len(self.leaves):
+            raise ValueError("learn_rule=True needs an algorithm that gives the gradient of the rule: maml or fomaml")
+        for leaf, grad in zip(self.leaves, grads):
             leaf.grad = grad
         self.optimizer.step()
         self.result.losses.append(found.loss.item())

@@ -197,7 +197,7 @@ def regression_learner(rule: UpdateRule | None = None, steps: int = 2, **setting
 
 def image_learner(rule: UpdateRule | None = None, steps: int = 2, ways: int = 3, **settings) -> tuple[Learner, Params]:
     """The smooth conv4 with cross-entropy."""
-    model, theta = small_conv(ways, pool="stride", smooth=True)
+    model, theta = small_conv(ways, 2, pool="stride", smooth=True)
     return Learner(model, cross_entropy, rule or sgd(0.1), steps, **settings), theta
 
 

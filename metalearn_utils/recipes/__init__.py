@@ -1,5 +1,5 @@
 """How the shipped weights were made: one function per name, from a seed to a finished run."""
 
-from . import fonts
+from . import fonts, sinusoids
 
-RECIPES = dict(fonts.RECIPES)
+RECIPES = fonts.RECIPES | sinusoids.RECIPES

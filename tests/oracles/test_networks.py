@@ -94,6 +94,9 @@ class TwoLayers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x))
 
+    def stacked(self, params: Params, x: Tensor) -> Tensor:
+        return x @ params["body.weight"].mT @ params["head.weight"].mT
+
 
 @pytest.mark.parametrize(("inputs", "hidden", "outputs"), [(1, 1, 1), (3, 4, 2)])
 def test_anil_on_a_two_layer_linear_network(inputs: int, hidden: int, outputs: int) -> None:

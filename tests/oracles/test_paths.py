@@ -2,8 +2,10 @@
 
 import pytest
 from cases import assert_same, image_learner, images, plain_gradient, regression, regression_learner, small_conv
+from torch import nn
 
 from metalearn_utils.meta import Learner, fomaml, joint, maml, reptile
+from metalearn_utils.models import conv4
 from metalearn_utils.parallel import choose, cross_entropy
 from metalearn_utils.rules import sgd
 
@@ -72,6 +74,7 @@ def test_predictions_agree_under_loop_and_vmap(force) -> None:
 
 
 def test_the_library_chooses_the_fast_way() -> None:
-    """Its own MLP in one product, convolutions on a CPU one task after the other."""
+    """Its own MLP in one product, large convolutions on a CPU one task after the other, other modules by vmap."""
     assert choose(regression_learner()[0].model, regression(8, 2, 2)) == "batched"
-    assert choose(small_conv()[0], images(8, 3, 1, 1)) == "loop"
+    assert choose(conv4(5), images(8, 5, 1, 1)) == "loop"
+    assert choose(nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)), regression(8, 2, 2)) == "vmap"
