@@ -104,7 +104,7 @@ def _inner_step(
         grads = torch.autograd.grad(value.sum(), [at[k] for k in names], create_graph=second_order, allow_unused=True)
     grads = {k: _used(k, g) for k, g in zip(names, grads)}
     updates, state = rule.update(phi, grads, state)
-    return params | {k: params[k] + updates[k] for k in names}, state, value
+    return params | {k: params[k] + updates[k].to(params[k].dtype) for k in names}, state, value
 
 
 def _checked(value: Tensor) -> Tensor:

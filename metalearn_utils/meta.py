@@ -166,7 +166,7 @@ def prepared(learner: Learner, theta: Params, tasks: Tasks) -> Forward:
 def _after_adaptation(first_order: bool) -> Callable:
     def objective(learner: Learner, forward: Forward, start: Params, part: Tasks, phi: Phi | None) -> Tensor:
         adapted = learner.inner(forward, start, part.support, phi, first_order=first_order)
-        return forward.losses(learner.query_outputs(forward, adapted.params, part), part.query.y)
+        return _scalar_per_task(forward, learner.query_outputs(forward, adapted.params, part), part.query.y)
 
     return objective
 

@@ -149,18 +149,14 @@ def svg(fig: Figure, title: str, alt: str) -> str:
 
 def summary(fig: Figure) -> list[str]:
     """One line per labelled curve or dot: its end value to 3 digits, so that a stale figure cannot go unseen."""
-    found = []
+    found: dict[str, float] = {}
     for ax in fig.axes:
-        for ln in [*ax.get_lines(), *(c.lines[0] for c in ax.containers if hasattr(c, "has_xerr"))]:
-            label = next((c.get_label() for c in ax.containers if getattr(c, "lines", [None])[0] is ln), ln.get_label())
-            if not label.startswith("_child"):
-                axis = ln.get_xdata() if label in _row_names(ax) else ln.get_ydata()
-                found.append(f"{label.lstrip('_')}: {float(np.asarray(axis)[-1]):.3g}")
-    return list(dict.fromkeys(found))
-
-
-def _row_names(ax: Axes) -> set[str]:
-    return {c.get_label() for c in ax.containers if getattr(c, "has_xerr", False)}
+        for container in (c for c in ax.containers if getattr(c, "has_xerr", False)):
+            found[container.get_label()] = container.lines[0].get_xdata()[-1]
+        for ln in ax.get_lines():
+            if not ln.get_label().startswith(("_child", "_nolegend_")):
+                found.setdefault(ln.get_label().lstrip("_"), ln.get_ydata()[-1])
+    return [f"{label}: {float(value):.3g}" for label, value in found.items()]
 
 
 def _png(fig: Figure) -> str:

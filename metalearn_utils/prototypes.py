@@ -29,8 +29,7 @@ class Prototypes:
     transductive: bool = True
 
     def __post_init__(self) -> None:
-        if self.metric not in ("euclidean", "cosine"):
-            raise ValueError(f"metric must be 'euclidean' or 'cosine', got {self.metric!r}")
+        _check_metric(self.metric)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature!r}")
 
@@ -57,6 +56,9 @@ class NearestNeighbour:
     model: nn.Module
     metric: str = "euclidean"
     transductive: bool = True
+
+    def __post_init__(self) -> None:
+        _check_metric(self.metric)
 
     def predict(self, theta: Params, tasks: Tasks, phi: Phi | None = None, steps: int | None = None) -> Tensor:
         """Scores of the query examples, [1, tasks, queries, ways]: minus the distance to the class's closest."""
@@ -110,3 +112,8 @@ def distances(a: Tensor, b: Tensor, metric: str) -> Tensor:
     if metric == "cosine":
         return 1 - F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
     return ((a[:, None] - b[None]) ** 2).sum(-1)
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric must be 'euclidean' or 'cosine', got {metric!r}")

@@ -28,14 +28,18 @@ def write(path: Path, command: str, depends: Iterable[Path], content: dict[str, 
     temporary.replace(path)
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """A stored table."""
-    return json.loads(Path(path).read_text("utf-8"))
+def read(name: str) -> dict[str, Any]:
+    """The stored table `name`; it travels with the package, so that a notebook finds it on Colab too."""
+    path = ROOT / "tables" / f"{name}.json"
+    if not path.exists():
+        have = sorted(p.stem for p in path.parent.glob("*.json"))
+        raise ValueError(f"name must be one of {have}, got {name!r}")
+    return json.loads(path.read_text("utf-8"))
 
 
-def stale(path: Path, depends: Iterable[Path]) -> list[str]:
+def stale(name: str, depends: Iterable[Path]) -> list[str]:
     """Names of the files that changed since the table was made; files that are absent here (data) are not judged."""
-    stored, now = read(path)["depends"], fingerprint(p for p in depends if p.exists())
+    stored, now = read(name)["depends"], fingerprint(p for p in depends if p.exists())
     return [name for name, digest in now.items() if stored.get(name) != digest]
 
 

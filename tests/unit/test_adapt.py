@@ -6,7 +6,7 @@ from cases import F64
 from torch import Tensor
 
 from metalearn_utils.adapt import adapt
-from metalearn_utils.rules import Params, momentum, sgd
+from metalearn_utils.rules import Params, UpdateRule, adam, momentum, rmsprop, sgd
 
 THETA = {"a.w": torch.tensor([1.0, 2.0], dtype=F64), "b.w": torch.tensor([-1.0], dtype=F64)}
 
@@ -103,6 +103,14 @@ def test_recomputing_carries_integers_and_frozen_parameters() -> None:
         end = adapt(loss, leaves, CENTRE, momentum(0.1), 3, recompute=recompute, only=("a.",)).params
         found.append(torch.autograd.grad((end["a.w"] ** 3).sum() + end["b.w"].sum(), list(leaves.values())))
     assert all(torch.allclose(a, b, rtol=1e-13) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("rule", [sgd(0.1), momentum(0.1), rmsprop(0.1), adam(0.1)])
+def test_parameters_keep_their_dtype_even_scalars(rule: UpdateRule) -> None:
+    """float32 of shape () times a float64 rate would become float64."""
+    theta = {"scale": torch.tensor(2.0), "w": torch.ones(3)}
+    found = adapt(lambda p, _: (p["scale"] * p["w"]).pow(2).sum(), theta, None, rule, 2).params
+    assert {k: (v.dtype, v.shape) for k, v in found.items()} == {k: (torch.float32, v.shape) for k, v in theta.items()}
 
 
 @pytest.mark.parametrize("steps", [-1, 1.5, "3"])

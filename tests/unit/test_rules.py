@@ -22,13 +22,6 @@ def test_phi_names_every_hyperparameter(name: str) -> None:
     assert set(RULES[name]().phi) == expected[name]
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_updates_keep_the_dtype_of_float32_parameters(name: str) -> None:
-    rule, grads = RULES[name](0.1), {k: v.float() for k, v in GRADS.items()}
-    updates, _ = rule.update(rule.phi, grads, rule.init(grads))
-    assert {v.dtype for v in updates.values()} == {torch.float32}
-
-
 def test_sgd_takes_one_rate_per_step_in_order() -> None:
     """u_k = −α_k g"""
     rule = sgd(torch.tensor([0.1, 0.5], dtype=F64))

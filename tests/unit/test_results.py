@@ -1,0 +1,104 @@
+"""Stored tables and weights: not stale, not foreign, and made by the command they name."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from metalearn_utils import load_weights, results, weights
+from metalearn_utils.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = {p.stem: p for p in sorted((ROOT / "book").glob("*/results/*.py"))}
+
+
+def command(name: str):
+    spec = importlib.util.spec_from_file_location(name, COMMANDS[name])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_table_is_stale(name):
+    assert results.stale(name, command(name).depends()) == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_method_has_at_least_three_seeds_and_600_tasks(name):
+    table = results.read(name)
+    assert table["tasks"] >= 600
+    seeds = {}
+    for e in table["entries"]:
+        seeds.setdefault((e["method"], e["shots"]), set()).add(e["seed"])
+    assert all(len(s) >= 3 for (method, _), s in seeds.items() if method != "pixels")
+
+
+def test_a_changed_file_makes_a_table_stale(tmp_path, monkeypatch):
+    code = tmp_path / "code.py"
+    code.write_text("1")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    results.write(tmp_path / "tables" / "t.json", "make t", [code], {})
+    assert results.stale("t", [code]) == []
+    code.write_text("2")
+    assert results.stale("t", [code]) == ["code.py"]
+
+
+def test_letters_hold_the_counts():
+    counts = torch.tensor([0, 7, 25])
+    assert results.decode(results.encode(counts)).tolist() == [0.0, 28.0, 100.0]
+
+
+@pytest.mark.parametrize("name", weights.available())
+def test_weights_are_small_and_described(name):
+    assert (weights.FOLDER / f"{name}.pt").stat().st_size <= 150_000
+    record = weights.describe(name)
+    assert record["command"] == f"python -m metalearn_utils.recreate {name} --seed 0"
+    assert record["cpu_seconds"] <= 120 and len(record["first_losses"]) == 50
+
+
+@pytest.mark.parametrize("name", weights.available())
+def test_the_first_fifty_iterations_are_repeated(name):
+    """float32 training agrees between machines to one or two digits, float64 to many more (losses store six)."""
+    expected = torch.tensor(weights.describe(name)["first_losses"])
+    found = torch.tensor(first_losses(name))
+    assert torch.allclose(found, expected, rtol=1e-4 if name.startswith("sinusoid") else 2e-2)
+
+
+def first_losses(name: str) -> list[float]:
+    """The recipe with its own number of iterations (the schedule depends on it), stopped after fifty."""
+    losses: list[float] = []
+
+    class Enough(Exception):
+        pass
+
+    import metalearn_utils.train as train
+
+    original = train._Run.step
+
+    def step(self, *arguments):
+        original(self, *arguments)
+        losses.append(self.result.losses[-1])
+        if len(losses) == 50:
+            raise Enough
+
+    train._Run.step = step
+    try:
+        RECIPES[name](0, progress=False)
+    except Enough:
+        return losses
+    finally:
+        train._Run.step = original
+    raise AssertionError("the recipe ended before fifty iterations")
+
+
+def test_unknown_weights_are_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match="name must be one of .* got 'nothing'"):
+        load_weights("nothing")
+
+
+def test_records_are_json_without_machine_paths():
+    for path in weights.FOLDER.glob("*.json"):
+        assert "/" not in json.loads(path.read_text("utf-8"))["command"]
