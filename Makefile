@@ -79,5 +79,5 @@ _build/vendor/.fetched: book/_vendor/package-lock.json book/_tools/vendor.py | $
 	@touch $@
 
 _build/html/.built: $(VENV)/.book _build/vendor/.fetched $(PAGES)
-	@$(BIN)/jupyter-book build . -W -n --keep-going --quiet
+	@$(BIN)/jupyter-book build . -W --keep-going --quiet
 	@touch $@

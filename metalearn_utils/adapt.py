@@ -149,7 +149,7 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:
-        inputs = [t.detach().requires_grad_(t.is_floating_point()) for t in ctx.saved_tensors]
+        inputs = [t.detach().requires_grad_(needed) for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:])]
         with torch.enable_grad():
             pairs = [(o, c) for o, c in zip(ctx.run(inputs), cotangents) if o.requires_grad]
         wanted = [t for t in inputs if t.requires_grad]

@@ -140,7 +140,7 @@ def reptile(
             data = minibatches(forward, everything(forward, part), batch_size, learner.steps)
             adapted = learner.inner(forward, forward.start(theta, part), data, phi)
             found.append(adapted.params)
-            loss.append(adapted.losses[-1] if learner.steps else torch.zeros(()))
+            loss.append(adapted.losses[-1] if learner.steps else tasks.support.x.new_zeros(()))
     scale = len(tasks.support.x) if reduction == "sum" else 1
     step = {k: scale * _mean_over_tasks(forward, [theta[k] - p[k] for p in found]) for k in theta}
     return MetaGradient(torch.stack(loss).mean(), step, None)

@@ -124,7 +124,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(seed)
         self.result = Trained(*self.parameters)
         self.best: list[Tensor] | None = None
-        self.identity = _identity(algorithm, learner, self.leaves, lr, seed, iterations)
+        self.identity = _identity(algorithm, learner, self.leaves, self.optimizer, lr, seed, iterations)
 
     @property
     def parameters(self) -> tuple[Params, Phi | None]:
@@ -217,15 +217,18 @@ def write_atomically(path: Path, value: Any) -> None:
             torch.save(value, file)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def _identity(algorithm, learner, leaves, lr: float, seed: int, iterations: int) -> dict[str, Any]:
+def _identity(algorithm, learner, leaves, optimizer, lr: float, seed: int, iterations: int) -> dict[str, Any]:
     name = getattr(getattr(algorithm, "func", algorithm), "__name__", str(algorithm))
     settings = {k: getattr(learner, k, None) for k in ("steps", "transductive")}
+    settings["rule"] = [v.double().sum().item() for v in pytree.tree_leaves(getattr(learner, "rule", ((),))[0])]
+    settings["optimizer"] = type(optimizer).__name__
     shapes = [list(leaf.shape) for leaf in leaves]
     return {"algorithm": name, "lr": lr, "seed": seed, "iterations": iterations, "shapes": shapes} | settings
 

@@ -82,8 +82,7 @@ def on_meta(values):
     return tree_map(lambda v: v.to("meta"), values)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("case", ON_META)
+@pytest.mark.parametrize(("case", "rule"), [("MLP", rule) for rule in RULES] + [(c, "momentum") for c in ON_META])
 @pytest.mark.parametrize("algorithm", [maml, fomaml, reptile, joint])
 def test_every_tensor_follows_its_inputs_to_another_device(algorithm, case: str, rule: str) -> None:
     """On the meta device any operation with a stray CPU tensor raises (numbers excepted, as on a GPU)."""
