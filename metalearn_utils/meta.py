@@ -9,10 +9,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .adapt import Adapted, adapt
-from .parallel import Forward, check_fit, everything, forward_of, looped, minibatches
+from .parallel import (
+    Forward,
+    check_fit,
+    everything,
+    forward_of,
+    looped,
+    mean_over_tasks,
+    minibatches,
+    scalar_per_task,
+)
 from .probe import check_theta, uses_support_statistics
 from .rules import Params, Phi, UpdateRule
-from .tasks.base import Batch, Tasks, check_tasks, check_values
+from .tasks.base import Batch, Tasks, check_values
 
 
 class MetaGradient(NamedTuple):
@@ -56,7 +65,7 @@ class Learner:
         """The inner loop on one task or on stacked ones; `theta` as `forward.start` gives it."""
 
         def loss(params: Params, batch: Batch) -> Tensor:
-            return _scalar_per_task(forward, forward.outputs(params, batch.x, None), batch.y)
+            return scalar_per_task(forward, forward.outputs(params, batch.x, None), batch.y)
 
         flags = {"recompute": self.recompute, "only": self.adapt_only} | flags
         return adapt(loss, theta, data, self.rule, flags.pop("steps", self.steps), phi=phi, **flags)
@@ -74,7 +83,7 @@ class Learner:
     def predict(self, theta: Params, tasks: Tasks, phi: Phi | None = None, steps: int | None = None) -> Tensor:
         """Query predictions after 0, 1, ..., steps inner steps: [steps + 1, tasks, queries, ...]; no graph."""
         steps = self.steps if steps is None else steps
-        forward = prepared(self, theta, tasks)
+        forward = forward_of(self.model, self.loss, tasks, theta)
         with torch.no_grad():
             found = [self._predict_part(forward, theta, part, phi, steps) for part in forward.parts(tasks)]
         return found[0] if forward.stacked else torch.stack(found, dim=1)
@@ -109,7 +118,7 @@ def joint(learner: Learner, theta: Params, tasks: Tasks, phi: Phi | None = None)
 
     def objective(learner: Learner, forward: Forward, start: Params, part: Tasks, phi: Phi | None) -> Tensor:
         data = everything(forward, part)
-        return _scalar_per_task(forward, forward.outputs(start, data.x, None), data.y)
+        return scalar_per_task(forward, forward.outputs(start, data.x, None), data.y)
 
     return _differentiate(objective, learner, theta, tasks, None)
 
@@ -134,7 +143,7 @@ def reptile(
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    forward, found, loss = prepared(learner, theta, tasks), [], []
+    forward, found, loss = forward_of(learner.model, learner.loss, tasks, theta), [], []
     with torch.no_grad():
         for part in forward.parts(tasks):
             data = minibatches(forward, everything(forward, part), batch_size, learner.steps)
@@ -142,7 +151,7 @@ def reptile(
             found.append(adapted.params)
             loss.append(adapted.losses[-1] if learner.steps else tasks.support.x.new_zeros(()))
     scale = len(tasks.support.x) if reduction == "sum" else 1
-    step = {k: scale * _mean_over_tasks(forward, [theta[k] - p[k] for p in found]) for k in theta}
+    step = {k: scale * mean_over_tasks(forward, [theta[k] - p[k] for p in found]) for k in theta}
     return MetaGradient(torch.stack(loss).mean(), step, None)
 
 
@@ -156,17 +165,10 @@ def supervised(learner: Learner, theta: Params, batch: Batch, phi: Phi | None = 
     return MetaGradient(loss.detach(), dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())))), None)
 
 
-def prepared(learner: Learner, theta: Params, tasks: Tasks) -> Forward:
-    """How to evaluate the learner's model on these tasks; a ValueError that names what does not fit together."""
-    check_tasks(tasks)
-    check_theta(learner.model, theta, tasks.support.x)
-    return forward_of(learner.model, learner.loss, tasks)
-
-
 def _after_adaptation(first_order: bool) -> Callable:
     def objective(learner: Learner, forward: Forward, start: Params, part: Tasks, phi: Phi | None) -> Tensor:
         adapted = learner.inner(forward, start, part.support, phi, first_order=first_order)
-        return _scalar_per_task(forward, learner.query_outputs(forward, adapted.params, part), part.query.y)
+        return scalar_per_task(forward, learner.query_outputs(forward, adapted.params, part), part.query.y)
 
     return objective
 
@@ -175,7 +177,7 @@ def _differentiate(
     objective: Callable, learner: Learner, theta: Params, tasks: Tasks, phi: Phi | None
 ) -> MetaGradient:
     """Mean over tasks of the objective, and its gradient in theta (and phi): all tasks at once, or task by task."""
-    forward = prepared(learner, theta, tasks)
+    forward = forward_of(learner.model, learner.loss, tasks, theta)
     leaves, spec = pytree.tree_flatten((dict(theta), phi or {}))
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     theta, phi = pytree.tree_unflatten(leaves, spec)
@@ -194,14 +196,3 @@ def _differentiate(
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a if b is None else b if a is None else a + b
-
-
-def _mean_over_tasks(forward: Forward, values: list[Tensor]) -> Tensor:
-    return values[0].mean(0) if forward.stacked else torch.stack(values).mean(0)
-
-
-def _scalar_per_task(forward: Forward, outputs: Tensor, y: Tensor) -> Tensor:
-    value = forward.losses(outputs, y)
-    if value.dim() != int(forward.stacked):
-        raise ValueError(f"loss must return one number per task, the mean over examples; got {tuple(value.shape)}")
-    return value

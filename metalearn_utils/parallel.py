@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vmap
 
-from .probe import WRONG_UNDER_VMAP, call, probe
+from .probe import WRONG_UNDER_VMAP, call, check_theta, probe
 from .rules import Params
-from .tasks.base import Batch, Tasks, check_labels
+from .tasks.base import Batch, Tasks, check_labels, check_tasks
 
 FEW_TASKS = 3
 # Above this many activations per layer, over all tasks, a loop is faster than vmap's grouped convolutions on a CPU.
@@ -55,8 +55,11 @@ class Forward(NamedTuple):
         return [tasks] if self.stacked else list(unstack(tasks))
 
 
-def forward_of(model: nn.Module, loss: Callable, tasks: Tasks) -> Forward:
-    """The fastest exact way to evaluate `model` and `loss` on these tasks; a ValueError if they do not fit together."""
+def forward_of(model: nn.Module, loss: Callable, tasks: Tasks, theta: Params | None = None) -> Forward:
+    """The fastest exact way to evaluate `model` and `loss`; a ValueError that names what does not fit together."""
+    check_tasks(tasks)
+    if theta is not None:
+        check_theta(model, theta, tasks.support.x)
     check_fit(model, loss, {"tasks.support": tasks.support, "tasks.query": tasks.query})
     kind = choose(model, tasks)
     return {"batched": batched, "vmap": vmapped, "loop": looped}[kind](model, loss)
@@ -125,6 +128,19 @@ def minibatches(forward: Forward, data: Batch, size: int | None, steps: int) -> 
         raise ValueError(f"batch_size must lie between 1 and the {n} examples of a task, got {size}")
     rows = [torch.arange(k * size, (k + 1) * size, device=data.x.device) % n for k in range(steps)]
     return [Batch(data.x.index_select(axis, r), data.y.index_select(axis, r)) for r in rows]
+
+
+def scalar_per_task(forward: Forward, outputs: Tensor, y: Tensor) -> Tensor:
+    """The loss, a scalar or [tasks]; a ValueError if it is anything else, such as one value per example."""
+    value = forward.losses(outputs, y)
+    if value.dim() != int(forward.stacked):
+        raise ValueError(f"loss must return one number per task, the mean over examples; got {tuple(value.shape)}")
+    return value
+
+
+def mean_over_tasks(forward: Forward, values: list[Tensor]) -> Tensor:
+    """Mean of values that come stacked in a list of one, or one for each task."""
+    return values[0].mean(0) if forward.stacked else torch.stack(values).mean(0)
 
 
 def _stacked_loss(loss: Callable) -> Callable:

@@ -1,165 +1,188 @@
-"""One visual style for the whole book: figures that follow the reader's theme, and frames under a slider.
+"""One visual style for the whole book: what is drawn, and the colour of each method.
 
-A figure is one display bundle: inline SVG whose ink is the page's own text colour, a PNG for viewers that strip
-HTML, and a plain-text summary with the end values of its lines, which the tests compare.
+`curves`, `intervals` and `image_grid` draw whole figures, or one panel of a figure if given its axes; `line`, `level`
+and `label_ends` are the pieces. `show` displays a figure, `scrub` several under a slider.
 """
 
-import base64
-import html
-import io
-import re
 from collections.abc import Mapping, Sequence
-
 from typing import Any
 
 import matplotlib
 import numpy as np
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK = "#010203"
-COLOURS = {
-    "MAML": "#2b7bba",
-    "FOMAML": "#1b9aaa",
-    "Reptile": "#2e8b57",
-    "feature reuse": "#9467bd",
-    "prototypes": "#cf6a17",
-    "pretrained": "#d1495b",
-    "fine-tuned": "#c2599f",
-    "joint training": "#a8860d",
-    "from scratch": "#808080",
-    "pixels": "#a0734d",
+from .figures import INK, STYLE, bundle, show, summary, svg
+
+__all__ = ["INK", "METHOD_COLOURS", "bundle", "colour", "curves", "dots", "figure", "image_grid", "intervals",
+           "label_ends", "level", "line", "pictures", "show", "spread", "summary", "svg"]  # fmt: skip
+
+METHOD_COLOURS = {
+    "MAML": "#4a8ae8",
+    "FOMAML": "#246c84",
+    "Reptile": "#00783c",
+    "joint training": "#c08400",
+    "from scratch": "#8c8c8c",
+    "prototypes": "#cc4800",
+    "pretrained": "#b43c60",
+    "fine-tuned": "#cc60c0",
+    "feature reuse": "#6c54cc",
+    "pixels": "#a8846c",
+    "ANIL": "#9a58d8",
+    "Meta-SGD": "#0090a8",
+    "SGD": "#6f7c8a",
+    "momentum": "#96702a",
+    "RMSprop": "#5c8c38",
+    "Adam": "#d0503c",
     "oracle": INK,
 }
-STYLE = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 10,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "metalearn_utils",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.prop_cycle": matplotlib.cycler(color=[c for c in COLOURS.values() if c != INK]),
-    "lines.linewidth": 2,
-    "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
-}
+Curve = Any  # means [n], or a tuple (means, half widths) or (means, low, high), each [n]
 
 
 def colour(name: str) -> str:
     """The colour of a method: the same throughout the book, whatever follows its name ("MAML, K = 5")."""
-    return next((c for method, c in COLOURS.items() if name.startswith(method)), INK)
+    return next((c for method, c in METHOD_COLOURS.items() if name.startswith(method)), INK)
 
 
 def figure(columns: int = 1, height: float = 3.3, width: float = 5.4, **options: Any) -> tuple[Figure, Any]:
     """A figure in the book's style with `columns` axes side by side; sizes in inches, legible on a phone."""
-    with matplotlib.rc_context(STYLE):
+    cycle = matplotlib.cycler(color=[c for c in dict.fromkeys(METHOD_COLOURS.values()) if c != INK])
+    with matplotlib.rc_context(STYLE | {"axes.prop_cycle": cycle}):
         fig = Figure(figsize=(width, height), layout="constrained")
         return fig, fig.subplots(1, columns, **options)
 
 
-def line(ax: Axes, x: Sequence[float], mean: Sequence[float], half: Sequence[float] | None, name: str, **style) -> None:
-    """One method's curve with its 95 % band, labelled at its end by `label_ends`."""
+def curves(x: Sequence[float], rows: Mapping[str, Curve], *, levels: Mapping[str, float] | None = None,
+           xlabel: str = "", ylabel: str = "", ax: Axes | None = None, **limits: Any) -> Figure:  # fmt: skip
+    """Several methods' curves over x [n], each with its band, its colour and its name at its end.
+
+    Args:
+        x: positions [n].
+        rows: by name, means [n], or a tuple (means, half widths) or (means, low, high).
+        levels: known constants by name, drawn as thin dashed lines.
+        limits: further properties of the axes, e.g. ylim=(0, 6) or yscale="log".
+
+    Raises:
+        ValueError: a curve's length is not n.
+    """
+    ax = ax or figure()[1]
+    for name, row in rows.items():
+        mean, *band = row if isinstance(row, tuple) else (row,)
+        line(ax, x, mean, band[0] if len(band) == 1 else band or None, name)
+    ax.set(xlabel=xlabel, ylabel=ylabel, **limits)
+    for name, y in (levels or {}).items():
+        level(ax, y, name)
+    label_ends(ax)
+    return ax.figure
+
+
+def line(ax: Axes, x: Sequence[float], mean: Any, half: Any, name: str, **style: Any) -> None:
+    """One method's curve; `half` is its band's half width [n], or (low, high), or None; named by `label_ends`."""
     mean = np.asarray(mean, dtype=float)
-    style = {"color": colour(name)} | style
+    if mean.shape != (len(x),):
+        raise ValueError(f"the curve of {name!r} must have one value for each of {len(x)} x, got shape {mean.shape}")
+    style = {"color": colour(name), "lw": 2} | style
     ax.plot(x, mean, label=name, **style)
     if half is not None:
-        ax.fill_between(x, mean - np.asarray(half), mean + np.asarray(half), color=style["color"], alpha=0.2, lw=0)
-
-
-def label_ends(ax: Axes, gap: float = 0.075) -> None:
-    """Write each line's label at its right end, moved apart where labels would touch (`gap`: share of the height)."""
-    ends = [(ax.transAxes.inverted().transform(ax.transData.transform((ln.get_xdata()[-1], ln.get_ydata()[-1])))[1], ln)
-            for ln in ax.get_lines() if not ln.get_label().startswith("_")]  # fmt: skip
-    last = -1.0
-    for y, ln in sorted(ends, key=lambda end: end[0]):
-        last = max(y, last + gap)
-        ax.annotate(ln.get_label(), (1.01, last), xycoords="axes fraction", va="center", color=ln.get_color())
+        pair = isinstance(half, (tuple, list)) and len(half) == 2 and np.ndim(half[0]) == 1
+        low, high = map(np.asarray, half) if pair else (mean - np.asarray(half), mean + np.asarray(half))
+        ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0, label=f"_band {name}")
 
 
 def level(ax: Axes, y: float, name: str) -> None:
     """A thin dashed line at a known constant, with its name on it."""
-    ax.axhline(y, color=INK, lw=1, ls=(0, (4, 3)), label="_" + name)
-    ax.annotate(name, (0.99, y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9, color=INK)
+    ax.axhline(y, color=INK, lw=1, ls=(0, (4, 3)), alpha=0.7, label="_" + name)
+    ax.annotate(name, (0.99, y), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
+                ha="right", va="bottom", fontsize=9, color=INK)  # fmt: skip
 
 
-def dots(ax: Axes, rows: Mapping[str, tuple[float, float]]) -> None:
-    """One row per method: the mean as a dot, its 95 % interval as a bar, the mean written beside it."""
+def label_ends(ax: Axes) -> None:
+    """Write each line's name beyond its right end, joined to it by its colour, moved apart where names would touch.
+
+    Call it after all lines, limits and scales are set.
+    """
+    low, high = ax.get_ylim()
+    named = [ln for ln in ax.get_lines() if not ln.get_label().startswith("_") and np.isfinite(ln.get_ydata()).any()]
+    ends = [np.asarray(ln.get_xydata())[np.isfinite(ln.get_ydata())][-1] for ln in named]
+    heights = ax.transAxes.inverted().transform(ax.transData.transform(np.reshape(ends, (-1, 2))))[:, 1]
+    gap = 13 / (72 * ax.figure.get_figheight() * 0.78)
+    for ln, end, y, place in zip(named, ends, heights.clip(0, 1), spread(heights.clip(0, 1), gap)):
+        ax.annotate("", (end[0], y), xytext=(1.05, place), xycoords=("data", "axes fraction"), textcoords=ax.transAxes,
+                    arrowprops={"arrowstyle": "-", "color": ln.get_color(), "lw": 1, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+        ax.annotate(ln.get_label(), (1.06, place), xycoords="axes fraction", va="center", color=INK)
+
+
+def spread(targets: Sequence[float], gap: float) -> np.ndarray:
+    """Places in [0, 1] that are at least `gap` apart, in the targets' order, as near to them as least squares allows."""
+    order = np.argsort(targets, kind="stable")
+    steps, n = gap * np.arange(len(order)), len(order)
+    free = np.asarray(targets, dtype=float)[order] - steps
+    pooled = [max(min(free[a : b + 1].mean() for b in range(i, n)) for a in range(i + 1)) for i in range(n)]
+    places = np.empty(n)
+    places[order] = np.clip(pooled, 0, max(0.0, 1 - gap * (n - 1))) + steps
+    return places
+
+
+def intervals(rows: Mapping[str, tuple[float, float]], *, levels: Mapping[str, float] | None = None, digits: int = 1,
+              xlabel: str = "accuracy (%)", ax: Axes | None = None) -> Figure:  # fmt: skip
+    """One row per method: its mean as a dot, its interval as a bar, both written at the right.
+
+    Args:
+        rows: (mean, half width of the interval) by name, in the order shown.
+        levels: known constants by name, drawn as thin dashed lines.
+        digits: decimals of the numbers written.
+    """
+    ax = ax or figure(height=0.9 + 0.3 * len(rows))[1]
+    dots(ax, rows, digits)
+    for name, x in (levels or {}).items():
+        ax.axvline(x, color=INK, lw=1, ls=(0, (4, 3)), alpha=0.7, label="_" + name)
+        ax.annotate(name, (x, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9, color=INK)
+    ax.set_xlabel(xlabel)
+    return ax.figure
+
+
+def dots(ax: Axes, rows: Mapping[str, tuple[float, float]], digits: int = 1) -> None:
+    """The rows of `intervals` in given axes."""
     for i, (name, (mean, half)) in enumerate(rows.items()):
-        ax.errorbar(mean, -i, xerr=half, fmt="o", color=colour(name), capsize=3, label=f"{name}")
-        ax.annotate(f"{mean:.1f}", (mean, -i), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9,
+        ax.errorbar(mean, -i, xerr=half, fmt="o", ms=7, elinewidth=2.5, color=colour(name), label=name)
+        ax.annotate(f"{mean:.{digits}f} ± {half:.{digits}f}", (1.02, -i), xycoords=("axes fraction", "data"), va="center",
                     color=INK)  # fmt: skip
     ax.set_yticks([-i for i in range(len(rows))], list(rows))
-    ax.set_ylim(-len(rows) + 0.4, 0.8)
+    ax.set_ylim(0.6 - len(rows), 0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
     ax.grid(axis="x", color=INK, alpha=0.15)
 
 
-def pictures(ax: Axes, images: Any, columns: int, title: str = "") -> None:
-    """Characters [n, 28, 28] in [0, 1] as one sheet, dark ink on light paper in either theme."""
-    x = np.asarray(images, dtype=float)
-    rows = -(-len(x) // columns)
-    sheet = np.zeros((rows * columns, 30, 30))
-    sheet[: len(x), 1:-1, 1:-1] = x
-    sheet = sheet.reshape(rows, columns, 30, 30).swapaxes(1, 2).reshape(rows * 30, columns * 30)
-    ax.imshow(1 - sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title)
-
-
-def show(fig: Figure, title: str, alt: str) -> None:
-    """Display a figure.
+def image_grid(images: Any, columns: int, *, title: str = "", ax: Axes | None = None) -> Figure:
+    """Characters, white on black, drawn as dark ink on light paper in either theme.
 
     Args:
-        fig: made by `figure`.
-        title: what the figure shows, as a sentence: its finding.
-        alt: what a reader who cannot see it needs to know.
+        images: [n, 28, 28] or [n, 1, 28, 28] in [0, 1], row by row.
+        columns: how many stand in one row.
+        title: written above.
+
+    Raises:
+        ValueError: the images have another shape.
     """
-    display(bundle(fig, title, alt), raw=True)
+    shape = np.shape(images)
+    if len(shape) < 3 or shape[-2:] != (28, 28) or len(shape) == 4 and shape[1] != 1 or len(shape) > 4:
+        raise ValueError(f"images must be of shape [n, 28, 28] or [n, 1, 28, 28], got {list(shape)}")
+    rows = -(-len(images) // columns)
+    ax = ax or figure(height=0.3 + 5.4 * rows / columns)[1]
+    pictures(ax, np.reshape(images, (-1, 28, 28)), columns, title)
+    return ax.figure
 
 
-def bundle(fig: Figure, title: str, alt: str) -> dict[str, str]:
-    """The three forms of a figure: text/html, image/png (72 dpi) and text/plain."""
-    for name, value in (("title", title), ("alt", alt)):
-        if not value.strip():
-            raise ValueError(f"{name} must say what the figure shows, got {value!r}")
-    caption = f'<figcaption>{html.escape(title)}</figcaption>'
-    return {
-        "text/html": f'<figure class="fig">{caption}{svg(fig, title, alt)}</figure>',
-        "image/png": _png(fig),
-        "text/plain": "\n".join([title, alt, *summary(fig)]),
-    }
-
-
-def svg(fig: Figure, title: str, alt: str) -> str:
-    """The figure as inline SVG: ink in `currentColor`, ids made unique by the title, role and label for readers."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    text = text.replace(INK, "currentColor").replace("'DejaVu Sans'", "inherit")
-    slug = re.sub(r"\W+", "-", title.lower())[:40]
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{slug}-", text)
-    head = f'<svg role="img" aria-label="{html.escape(alt, quote=True)}" style="max-width:36rem;width:100%;height:auto"'
-    return re.sub(r'<svg( width="[^"]*"| height="[^"]*")?', head, text, count=1).replace("\n", " ")
-
-
-def summary(fig: Figure) -> list[str]:
-    """One line per labelled curve or dot: its end value to 3 digits, so that a stale figure cannot go unseen."""
-    found: dict[str, float] = {}
-    for ax in fig.axes:
-        for container in (c for c in ax.containers if getattr(c, "has_xerr", False)):
-            found[container.get_label()] = container.lines[0].get_xdata()[-1]
-        for ln in ax.get_lines():
-            if not ln.get_label().startswith(("_child", "_nolegend_")):
-                found.setdefault(ln.get_label().lstrip("_"), ln.get_ydata()[-1])
-    return [f"{label}: {float(value):.3g}" for label, value in found.items()]
-
-
-def _png(fig: Figure) -> str:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=72, facecolor="white")
-    return base64.b64encode(buffer.getvalue()).decode()
+def pictures(ax: Axes, images: Any, columns: int, title: str = "") -> None:
+    """The sheet of `image_grid` in given axes."""
+    x = np.asarray(images, dtype=float).reshape(-1, 28, 28)
+    rows = -(-len(x) // columns)
+    sheet = np.full((rows * columns, 30, 30), 0.12)
+    sheet[:, 1:-1, 1:-1] = 0
+    sheet[: len(x), 1:-1, 1:-1] = x
+    sheet = sheet.reshape(rows, columns, 30, 30).swapaxes(1, 2).reshape(rows * 30, columns * 30)
+    ax.imshow(1 - sheet, cmap="gray", vmin=0, vmax=1, interpolation="none")
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, loc="left", fontsize=10)

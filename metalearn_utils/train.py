@@ -1,12 +1,7 @@
 """The meta-training loop: progress bar, interrupt, checkpoint and resume, validation, divergence guard."""
 
-import os
-import signal
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,22 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from tqdm.auto import tqdm
 
+from .checkpoints import FORMAT, CheckpointError, check_writable, read_checkpoint, write_atomically
 from .meta import MetaGradient
+from .progress import bar_of, check_counts, interrupts
 from .rules import Params, Phi
 from .trace import WORTH_TRACING, Replay
 
-FORMAT = "metalearn_utils checkpoint 1"
 ADAM = partial(torch.optim.Adam, fused=True)
 
 
 class DivergedError(RuntimeError):
     """Meta-training met a loss or gradient that is not finite."""
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is unreadable, or belongs to another run."""
 
 
 @dataclass
@@ -91,14 +82,15 @@ def meta_train(
 
     Raises:
         DivergedError: a loss or gradient is not finite; names the iteration, the checkpoint, and what to try.
-        CheckpointError: the checkpoint is truncated, foreign, or of another run.
+        CheckpointError: the checkpoint is truncated, foreign, of another run, or cannot be written.
     """
-    _check_counts(iterations=iterations, every=every)
+    check_counts(iterations=iterations, every=every)
     run = _Run(algorithm, learner, theta, lr, optimizer, schedule, learn_rule, seed, iterations)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
         run.load(path)
-    with _interrupts() as interrupted, _bar(run.done, iterations, progress) as bar:
+    check_writable(path)
+    with interrupts() as interrupted, bar_of(run.done, iterations, progress) as bar:
         while run.done < iterations and not interrupted():
             run.step(sample, path)
             bar.update()
@@ -197,33 +189,6 @@ class _Run:
         return self.result
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint, tensors and plain values only; a `CheckpointError` that says what is wrong with it."""
-    try:
-        state = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"checkpoint {path} is truncated or not a checkpoint: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"checkpoint {path} is foreign: expected format {FORMAT!r}")
-    return state
-
-
-def write_atomically(path: Path, value: Any) -> None:
-    """`torch.save` to a temporary file beside `path`, then rename: no reader ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def _identity(algorithm, learner, leaves, optimizer, lr: float, seed: int, iterations: int) -> dict[str, Any]:
     name = getattr(getattr(algorithm, "func", algorithm), "__name__", str(algorithm))
     settings = {k: getattr(learner, k, None) for k in ("steps", "transductive")}
@@ -231,33 +196,3 @@ def _identity(algorithm, learner, leaves, optimizer, lr: float, seed: int, itera
     settings["optimizer"] = type(optimizer).__name__
     shapes = [list(leaf.shape) for leaf in leaves]
     return {"algorithm": name, "lr": lr, "seed": seed, "iterations": iterations, "shapes": shapes} | settings
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-
-
-def _bar(done: int, total: int, progress: bool) -> tqdm:
-    return tqdm(total=total, initial=done, disable=not progress, mininterval=0.5, leave=False)
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or Jupyter's stop button) into a stop after the current iteration."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    hit: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: Any) -> None:
-        hit.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(hit)
-    finally:
-        signal.signal(signal.SIGINT, before)

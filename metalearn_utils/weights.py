@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from .checkpoints import write_atomically
 from .rules import Params
-from .train import write_atomically
 
 FOLDER = Path(__file__).parent / "weights"
 

@@ -148,7 +148,7 @@ def sum_over_tasks(patch: pytest.MonkeyPatch) -> None:
     """Losses are divided by 1, not by the number of tasks."""
     for module in (meta, prototypes):
         patch.setattr(module, "len", lambda parts: 1, raising=False)
-    patch.setattr(meta, "_mean_over_tasks", lambda forward, values: sum(values))
+    patch.setattr(meta, "mean_over_tasks", lambda forward, values: sum(values))
 
 
 def last_task_only(patch: pytest.MonkeyPatch) -> None:
