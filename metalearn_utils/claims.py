@@ -1,6 +1,7 @@
 """Claims: sentences whose figures are computed and whose truth is checked where they are printed."""
 
 import ast
+import re
 import warnings
 from collections.abc import Callable
 
@@ -35,7 +36,7 @@ def claim(sentence: str, condition: Callable[..., bool], **values: float) -> Non
 
 def check_claims(source: str) -> list[str]:
     """Faults in a code cell's claims, found in its syntax tree: conditions that cannot fail, figures typed by hand."""
-    tree = ast.parse("\n".join(line for line in source.splitlines() if not line.lstrip().startswith("%")))
+    tree = ast.parse(re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.M))
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "claim"]
     return [fault for call in calls for fault in _faults(call)]
 
@@ -51,7 +52,8 @@ def _faults(call: ast.Call) -> list[str]:
     found += [f"{where}'s condition compares nothing"] if not compared else []
     typed = [k.arg for k in call.keywords if not any(isinstance(n, ast.Name) for n in ast.walk(k.value))]
     found += [f"{where}: {name} is a figure typed by hand" for name in typed]
-    return found + [f"{where}: {name} is not in the sentence" for name in names if "{" + name not in _text(call)]
+    idle = [name for name in names - used if "{" + name not in _text(call)]
+    return found + [f"{where}: {name} is neither in the sentence nor in the condition" for name in idle]
 
 
 def _text(call: ast.Call) -> str:

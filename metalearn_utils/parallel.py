@@ -72,7 +72,8 @@ def check_fit(model: nn.Module, loss: Callable, batches: dict[str, Batch]) -> No
         if loss is cross_entropy:
             check_labels(f"{name}.y", y, shape[-1])
         if loss is mse and y.shape[2:] != shape:
-            raise ValueError(f"{name}.y must have examples of shape {tuple(shape)}, as the outputs, got {tuple(y.shape[2:])}")
+            wanted, got = tuple(shape), tuple(y.shape[2:])
+            raise ValueError(f"{name}.y must have examples of shape {wanted}, as the outputs, got {got}")
 
 
 def choose(model: nn.Module, tasks: Tasks) -> str:
@@ -82,6 +83,7 @@ def choose(model: nn.Module, tasks: Tasks) -> str:
     x = tasks.support.x
     ops = probe(model, x[0]).operations
     unsafe = any(word in op for op in ops for word in WRONG_UNDER_VMAP + RANDOM)
+    unsafe = unsafe or any(isinstance(m, nn.RNNBase) for m in model.modules())  # vmap has no rule for them
     examples = len(x) * max(x.shape[1], tasks.query.x.shape[1])
     large = any("convolution" in op and n * examples > MANY_ACTIVATIONS for op, n in ops.items())
     return "loop" if unsafe or len(x) <= FEW_TASKS or (large and x.device.type == "cpu") else "vmap"

@@ -67,7 +67,7 @@ def check_theta(model: nn.Module, theta: Params, x: Tensor) -> Params:
 
 
 def uses_support_statistics(model: nn.Module, examples: Tensor) -> bool:
-    """Whether the model can normalise by other statistics than its batch's; an error if it would have to, but cannot."""
+    """Whether the model can normalise by other statistics than its batch's; an error if it has to, but cannot."""
     if getattr(model, "takes_stats_from", False):
         return True
     if any("batch_norm" in op for op in probe(model, examples).operations):

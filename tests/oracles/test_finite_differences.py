@@ -39,8 +39,8 @@ def check(learner: Learner, theta: Params, tasks) -> None:
     flat = gradients_of(maml(learner, theta, tasks)._replace(phi=learner.rule.phi))[1]
 
     def loss(at: Params) -> float:
-        nested = {k: v if not isinstance(v, dict) else {n: at[f"{k}.{n}"] for n in v} for k, v in learner.rule.phi.items()}
-        return maml(learner, theta, tasks, {k: at.get(k, v) for k, v in nested.items()}).loss.item()
+        phi = {k: {n: at[f"{k}.{n}"] for n in v} if isinstance(v, dict) else at[k] for k, v in learner.rule.phi.items()}
+        return maml(learner, theta, tasks, phi).loss.item()
 
     assert_slopes(loss, flat, d_phi)
 

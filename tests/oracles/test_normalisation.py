@@ -5,7 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import F64, assert_same, assert_slopes, image_learner, images, jittered, plain_gradient, small_conv
+from cases import F64, assert_same, assert_slopes, images, jittered, plain_gradient, small_conv
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -52,8 +52,8 @@ SAFE = {
 def users_model(norm: nn.Module) -> nn.Module:
     """conv, norm, softplus, linear, as a user would write it."""
     torch.manual_seed(0)
-    layers = {"first": nn.Conv2d(1, 4, 3, padding=1), "norm": norm, "act": nn.Softplus(), "flat": nn.Flatten(), "head": nn.Linear(144, 3)}
-    return nn.Sequential(OrderedDict(layers)).double()
+    layers = {"first": nn.Conv2d(1, 4, 3, padding=1), "norm": norm, "act": nn.Softplus()}
+    return nn.Sequential(OrderedDict(layers | {"flat": nn.Flatten(), "head": nn.Linear(144, 3)})).double()
 
 
 def learner_of(model: nn.Module, steps: int = 2) -> Learner:
@@ -127,7 +127,7 @@ def test_norms_inside_a_model_that_is_switched_to_training_later() -> None:
 def test_buffers_of_a_users_model_stay_as_they_are(algorithm) -> None:
     model = users_model(nn.BatchNorm2d(4))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    algorithm(*((learner_of(model), params_of(model), TASKS)))
+    algorithm(learner_of(model), params_of(model), TASKS)
     after = model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
 
@@ -193,9 +193,8 @@ def test_transductive_false_is_refused_for_a_model_that_cannot_do_it() -> None:
 
 
 def test_transductive_makes_no_difference_without_normalisation() -> None:
-    learner, theta = image_learner()
     model = users_model(nn.Identity())
-    both = [Learner(model, cross_entropy, sgd(0.1), 1, transductive=t).predict(params_of(model), TASKS) for t in (0, 1)]
+    both = [Learner(model, cross_entropy, sgd(0.1), 1, bool(t)).predict(params_of(model), TASKS) for t in (0, 1)]
     assert torch.equal(*both)
 
 

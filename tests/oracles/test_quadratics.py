@@ -155,7 +155,7 @@ def fixed_point(algorithm, steps: int) -> float:
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_fixed_points_of_the_four_algorithms(steps: int) -> None:
-    """MAML Σ a r^2K c / Σ a r^2K, FOMAML Σ a r^K c / Σ a r^K, Reptile Σ (1 − r^K) c / Σ (1 − r^K), joint Σ a c / Σ a."""
+    """Σ w c / Σ w with w = a r^2K for MAML, a r^K for FOMAML, 1 − r^K for Reptile, a for joint training."""
     a, c = torch.tensor([9.0, 1.0], dtype=F64), torch.tensor([1.0, -1.0], dtype=F64)
     shrink = (1 - 0.1 * a) ** steps
     weights = {maml: a * shrink**2, fomaml: a * shrink, reptile: 1 - shrink, joint: a}

@@ -180,9 +180,9 @@ def bad_thetas():
     misspelt = {k.replace("0.weight", "0.wieght"): v for k, v in theta.items()}
     shaped = theta | {"layers.1.bias": torch.zeros(7, dtype=F64)}
     return {
-        "misspelt": (misspelt, r"theta: parameter 'layers.0.w\w+ght' (is unknown to the model|is missing); the model has"),
+        "misspelt": (misspelt, r"theta: parameter 'layers.0.w\w+ght' is (unknown to the model|missing); the model has"),
         "missing": ({k: theta[k] for k in list(theta)[1:]}, "theta: parameter 'layers.0.weight' is missing"),
-        "surplus": (theta | {"spare": torch.ones(1)}, "theta: parameter 'spare' is unknown to the model; the model has"),
+        "surplus": (theta | {"spare": torch.ones(1)}, "theta: parameter 'spare' is unknown to the model"),
         "shape": (shaped, r"theta\['layers.1.bias'\] must have shape \(4,\), got \(7,\)"),
         "dtype": (
             {k: v.float() for k, v in theta.items()},

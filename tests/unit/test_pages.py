@@ -44,7 +44,7 @@ def test_a_false_claim_warns_in_full_mode(fresh, monkeypatch):
         ('claim("{m}", lambda m: True, m=m)', "compares nothing"),
         ('claim("{m}", lambda m: m > 1, m=77.1)', "typed by hand"),
         ('claim("{m}", lambda m: 2 > 1, m=m)', "uses none"),
-        ('claim("better", lambda m: m > 1, m=m)', "not in the sentence"),
+        ('claim("better", lambda m, p: m > 1, m=m, p=p)', "neither in the sentence"),
         ('claim("{m}", test, m=m)', "lambda"),
     ],
 )

@@ -114,6 +114,18 @@ def test_a_replayed_run_equals_an_ordinary_one(settings: str, monkeypatch) -> No
     assert largest_difference(replayed.theta, ordinary.theta) < 1e-12
 
 
+def test_a_replayed_run_computes_tasks_of_other_shapes_in_the_ordinary_way(monkeypatch) -> None:
+    """Every third batch has one support example more."""
+    shots = lambda: iter([5, 5, 6] * 5)  # noqa: E731
+
+    def draw_with(sizes):
+        return lambda g: regression(4, next(sizes), 6, seed=int(torch.randint(1 << 30, (), generator=g)))
+
+    ordinary = run(draw_with(shots()))
+    monkeypatch.setattr(train, "WORTH_TRACING", 3)
+    assert run(draw_with(shots())).losses == pytest.approx(ordinary.losses, rel=1e-12)
+
+
 KILLED = """
     import os, signal, sys
     sys.path.insert(0, {folder!r})
@@ -123,7 +135,7 @@ KILLED = """
 
 
 def test_killed_between_checkpoints_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    """SIGKILL at iteration 13, the last checkpoint at 10: iterations 11 to 13 are repeated, and no file is left behind."""
+    """SIGKILL at iteration 13, the last checkpoint at 10: 11 to 13 are repeated, and no file is left behind."""
     path, here = tmp_path / "run.pt", Path(__file__).parent
     code = textwrap.dedent(KILLED).format(folder=str(here), path=str(path))
     folders = os.pathsep.join([str(here.parents[1]), str(here.parent)])
