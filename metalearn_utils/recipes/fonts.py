@@ -103,7 +103,7 @@ def cosine(progress: float) -> float:
 
 RECIPES: dict[str, Callable[..., Trained]] = {
     "fonts-maml-1shot": partial(train_maml, iterations=3000),
-    "fonts-maml-5shot": partial(train_maml, iterations=1300, shots=5),
+    "fonts-maml-5shot": partial(train_maml, iterations=1300, shots=5, optimizer=torch.optim.Adam),
     "fonts-fomaml-1shot": partial(train_maml, iterations=2000, algorithm=fomaml),
     "fonts-prototypes": partial(train_prototypes, iterations=3000),
     "fonts-pretrained": partial(train_pretrained, iterations=4000),

