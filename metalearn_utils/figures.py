@@ -73,10 +73,19 @@ def svg(fig: Figure, alt: str) -> str:
     """The figure as inline SVG on one line, with role and label; ids derive from the content, so they never clash."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
+        _align_titles(fig)
         fig.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = _small(buffer.getvalue()[buffer.getvalue().index("<svg") :])
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{hashlib.sha256((text + alt).encode()).hexdigest()[:8]}-", text)
     return re.sub(r"<svg[^>]*>", lambda old: _root(old.group(), alt), text, count=1)
+
+
+def _align_titles(fig: Figure) -> None:
+    """Panel titles at the left and in the book's size, however they were set."""
+    for ax in fig.axes:
+        if text := ax.get_title(loc="center"):
+            ax.set_title("", loc="center")
+            ax.set_title(text, loc="left")
 
 
 def _root(tag: str, alt: str) -> str:

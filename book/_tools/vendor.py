@@ -1,5 +1,6 @@
 """Fetch the browser files that the site serves itself, as npm packages, into _build/vendor."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,20 @@ def main() -> None:
         shutil.rmtree(TARGET, ignore_errors=True)
         for source, target in FILES.items():
             copy(folder / "node_modules" / source, TARGET / target)
+        for font in (folder / "node_modules/@jupyter-widgets/html-manager/dist").glob("*.woff2"):
+            copy(font, TARGET / "fonts" / font.name)
+    mend(TARGET / "embed-amd.js")
+
+
+def mend(script: Path) -> None:
+    """Two faults of the widget manager on a static page, which otherwise show as errors in the console.
+
+    It looks for its fonts beside the page instead of beside itself, and it calls MathJax 2 when MathJax 3 is there.
+    """
+    here = 'new URL((document.documentElement.dataset.content_root||"./")+"_static/vendor/fonts/",document.baseURI).href'
+    text = re.sub(r'=\w+\.p\+"(\w{20}\.\w+)"', r'=window.widgetFonts+"\1"', script.read_text("utf-8"))
+    text = text.replace("void 0!==window.MathJax&&MathJax.Hub.Queue", "window.MathJax?.Hub&&MathJax.Hub.Queue")
+    script.write_text(f"window.widgetFonts={here};\n{text}", "utf-8")
 
 
 def copy(source: Path, target: Path) -> None:

@@ -55,7 +55,8 @@ def test_full_mode_runs_with_all_counts_cut_to_two(notebook, published, colab, t
 def test_pages_run_with_ipywidgets_7(published, colab, tmp_path):
     """Colab ships ipywidgets 7.7, which has no Stack: the slider then asks the live kernel."""
     old = tmp_path / "old"
-    run(colab["python"], "-m", "pip", "install", "-q", "--target", old, "ipywidgets==7.7.5", "--no-deps", env=colab["env"])
+    packages = ["ipywidgets==7.7.5", "ipython_genutils==0.2.0"]
+    run(colab["python"], "-m", "pip", "install", "-q", "--no-deps", "--target", old, *packages, env=colab["env"])
     notebook = next(p for p in NOTEBOOKS if "scrub(" in p.read_text("utf-8"))
     environment = colab["env"] | {"PYTHONPATH": str(old), "METALEARN_MODE": "full", "METALEARN_CUT": "2"}
     version = run(colab["python"], "-c", "import ipywidgets; print(ipywidgets.__version__)", env=environment)
