@@ -66,7 +66,7 @@ def bundle(fig: Figure, title: str, alt: str) -> dict[str, str]:
 
 def framed(fig: Figure, caption: str, alt: str) -> str:
     """The figure as HTML: its caption and below it the inline SVG."""
-    return f'<figure class="fig"><figcaption>{html.escape(caption)}</figcaption>{svg(fig, alt)}</figure>'
+    return f'<figure class="fig" style="width:100%"><figcaption>{html.escape(caption)}</figcaption>{svg(fig, alt)}</figure>'
 
 
 def svg(fig: Figure, alt: str) -> str:

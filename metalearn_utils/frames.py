@@ -37,13 +37,14 @@ def scrub(frames: Sequence[Figure], name: str, values: Sequence[object], alt: st
 def _slider(pages: Sequence[str], name: str) -> widgets.VBox:
     slider = widgets.IntSlider(min=0, max=len(pages) - 1, description=name, readout=False)
     slider.style.description_width, slider.layout.width = "initial", "100%"
+    wide = widgets.Layout(width="100%")
     if hasattr(widgets, "Stack"):
-        shown = widgets.Stack([widgets.HTML(page) for page in pages], selected_index=0)
+        shown = widgets.Stack([widgets.HTML(page, layout=wide) for page in pages], selected_index=0, layout=wide)
         widgets.jslink((slider, "value"), (shown, "selected_index"))
     else:  # ipywidgets 7: the live kernel switches frames
-        shown = widgets.HTML(pages[0])
+        shown = widgets.HTML(pages[0], layout=wide)
         slider.observe(lambda change: setattr(shown, "value", pages[change["new"]]), "value")
-    return widgets.VBox([slider, shown])
+    return widgets.VBox([slider, shown], layout=wide)
 
 
 def _pages(frames: Sequence[Figure], name: str, values: Sequence[object], alt: str) -> list[str]:
