@@ -73,24 +73,27 @@ def svg(fig: Figure, alt: str) -> str:
     """The figure as inline SVG on one line, with role and label; ids derive from the content, so they never clash."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        _align_titles(fig)
+        _settle(fig)
         fig.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = _small(buffer.getvalue()[buffer.getvalue().index("<svg") :])
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{hashlib.sha256((text + alt).encode()).hexdigest()[:8]}-", text)
     return re.sub(r"<svg[^>]*>", lambda old: _root(old.group(), alt), text, count=1)
 
 
-def _align_titles(fig: Figure) -> None:
-    """Panel titles at the left and in the book's size, however they were set."""
+def _settle(fig: Figure) -> None:
+    """Panel titles at the left and in the book's size; the layout computed once, so that every form has the same."""
     for ax in fig.axes:
         if text := ax.get_title(loc="center"):
             ax.set_title("", loc="center")
             ax.set_title(text, loc="left")
+    if fig.get_layout_engine():
+        fig.draw_without_rendering()
+        fig.set_layout_engine("none")
 
 
 def _root(tag: str, alt: str) -> str:
     box = re.search(r'viewBox="[^"]*"', tag).group()
-    look = 'style="width:100%;max-width:36rem;height:auto;overflow:visible" fill="currentColor" stroke-linejoin="round"'
+    look = 'style="width:100%;max-width:34rem;height:auto;overflow:visible" fill="currentColor" stroke-linejoin="round"'
     font, space = 'font-family="system-ui,sans-serif"', 'xmlns:xlink="http://www.w3.org/1999/xlink"'
     return f'<svg role="img" aria-label="{html.escape(alt)}" {box} {look} {font} {space}>'
 
@@ -99,10 +102,11 @@ def _small(text: str) -> str:
     """matplotlib's SVG without what a page does not need, in the page's ink and font, coordinates to 0.01 point."""
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r"(?<=data:image/png;base64,)[^\"]+", lambda m: _shrunk(base64.b64decode(re.sub(r"\s", "", m[0]))), text)
-    text = re.sub(r' (d|x|y|points)="([^"]*)"', lambda m: f' {m[1]}="{_round(m[2])}"', text)
+    text = re.sub(r' (d|x|y|width|height|points)="([^"]*)"', lambda m: f' {m[1]}="{_round(m[2])}"', text)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: m.group() if m[1] in used else "", text)
-    text = re.sub(r"font: ([^;\"]*?)([\d.]+px) [^;\"]*", lambda m: f"{_font(m[1])}font-size:{m[2]}", text)
+    text = re.sub(r"font: ([^;\"]*?)([\d.]+px) [^;\"]*", lambda m: f"{_font(m[1])}font-size: {m[2]}", text)
+    text = re.sub(r" ?font-family: [^;\"]*;?|(?<=\") transform=\"rotate\(-0 [^\"]*\"", "", text)
     text = re.sub(r"\s*\n\s*", " ", re.sub(f"{INK}|#000000", "currentColor", text))
     return re.sub(r"(?<=>) (?=<)|<defs>\s*</defs>", "", text).strip()
 

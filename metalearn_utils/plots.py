@@ -24,7 +24,7 @@ METHOD_COLOURS = {
     "joint training": "#c08400",
     "from scratch": "#8c8c8c",
     "prototypes": "#cc4800",
-    "pretrained": "#b43c60",
+    "pretrained": "#b03058",
     "fine-tuned": "#cc60c0",
     "feature reuse": "#6c54cc",
     "pixels": "#a8846c",
@@ -44,7 +44,7 @@ def colour(name: str) -> str:
     return next((c for method, c in METHOD_COLOURS.items() if name.startswith(method)), INK)
 
 
-def figure(columns: int = 1, height: float = 3.3, width: float = 5.4, **options: Any) -> tuple[Figure, Any]:
+def figure(columns: int = 1, height: float = 3.3, width: float = 4.8, **options: Any) -> tuple[Figure, Any]:
     """A figure in the book's style with `columns` axes side by side; sizes in inches, legible on a phone."""
     cycle = matplotlib.cycler(color=[c for c in dict.fromkeys(METHOD_COLOURS.values()) if c != INK])
     with matplotlib.rc_context(STYLE | {"axes.prop_cycle": cycle}):
@@ -169,7 +169,7 @@ def image_grid(images: Any, columns: int, *, title: str = "", ax: Axes | None = 
     if len(shape) < 3 or shape[-2:] != (28, 28) or len(shape) == 4 and shape[1] != 1 or len(shape) > 4:
         raise ValueError(f"images must be of shape [n, 28, 28] or [n, 1, 28, 28], got {list(shape)}")
     rows = -(-len(images) // columns)
-    ax = ax or figure(height=0.3 + 5.4 * rows / columns)[1]
+    ax = ax or figure(height=0.3 + 4.8 * rows / columns)[1]
     pictures(ax, np.reshape(images, (-1, 28, 28)), columns, title)
     return ax.figure
 
