@@ -1,5 +1,6 @@
 """Execute notebooks and store their outputs: `python book/_tools/outputs.py [NOTEBOOK ...]`, all by default."""
 
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -7,10 +8,13 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+WIDGETS = "application/vnd.jupyter.widget-state+json"
+
 
 def execute(path: Path) -> float:
     """Run a notebook top to bottom in a fresh kernel, in its own folder, and write it back; returns the seconds."""
     notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("widgets", None)
     start = time.perf_counter()
     client = NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": path.parent}})
     client.execute()
@@ -20,10 +24,26 @@ def execute(path: Path) -> float:
             cell.metadata.pop("execution", None)
     notebook.metadata["language_info"] = {"name": "python"}
     nbformat.validate(notebook)
-    path.write_text(nbformat.writes(notebook) + "\n", "utf-8")
+    store(path, same_every_time(notebook, path.stem))
     return time.perf_counter() - start
+
+
+def same_every_time(notebook: nbformat.NotebookNode, name: str) -> str:
+    """The notebook as text, the widgets' random ids replaced by fixed ones, numbered as the widgets were made."""
+    text = nbformat.writes(notebook)
+    for number, model in enumerate(notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})):
+        text = text.replace(model, hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:32])
+    return nbformat.writes(nbformat.reads(text, as_version=4)) + "\n"
+
+
+def store(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    beside = path.with_suffix(".part")
+    beside.write_text(text, "utf-8")
+    beside.replace(path)
 
 
 if __name__ == "__main__":
     for path in map(Path, sys.argv[1:] or sorted(Path("book").rglob("*.ipynb"))):
-        print(f"{path}: {execute(path):.1f} s", flush=True)
+        if ".ipynb_checkpoints" not in path.parts:
+            print(f"{path}: {execute(path):.1f} s", flush=True)

