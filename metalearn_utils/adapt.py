@@ -98,10 +98,11 @@ def _inner_step(
 ) -> tuple[Params, State, Tensor]:
     second_order = torch.is_grad_enabled() and not first_order
     with torch.enable_grad():
-        at = params if second_order else {k: v.detach() for k, v in params.items()}
-        at = at | {k: at[k] if at[k].requires_grad else at[k].detach().requires_grad_() for k in names}
+        kept = {k: second_order and v.requires_grad for k, v in params.items()}
+        at = {k: v if kept[k] else v.detach().requires_grad_(k in names) for k, v in params.items()}
         value = _checked(loss(at, data))
-        grads = torch.autograd.grad(value.sum(), [at[k] for k in names], create_graph=second_order, allow_unused=True)
+        wanted, ones = [at[k] for k in names], torch.ones_like(value)
+        grads = torch.autograd.grad(value, wanted, ones, create_graph=second_order, allow_unused=True)
     grads = {k: _used(k, g) for k, g in zip(names, grads)}
     updates, state = rule.update(phi, grads, state)
     return params | {k: params[k] + updates[k].to(params[k].dtype) for k in names}, state, value

@@ -37,8 +37,7 @@ class MLP(nn.Module):
         """x [tasks, n, inputs] -> [tasks, n, outputs], with parameters stacked on a leading task axis."""
         last = len(self.layers) - 1
         for i in range(last + 1):
-            weight, bias = params[f"layers.{i}.weight"], params[f"layers.{i}.bias"]
-            x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+            x = _stacked_linear(x, params[f"layers.{i}.weight"], params[f"layers.{i}.bias"])
             x = self.activation(x) if i < last else x
         return x
 
@@ -147,6 +146,17 @@ def conv4(
     if not isinstance(channels, int) or channels < 1 or (outputs is not None and outputs < 1):
         raise ValueError(f"channels and outputs must be integers >= 1, got {channels!r} and {outputs!r}")
     return Conv4(outputs, channels, pool, smooth, generator)
+
+
+def _stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [tasks, n, inputs] times weight [tasks, outputs, inputs]; a single input or output needs no matrix product."""
+    if weight.shape[2] == 1:
+        out = x * weight.transpose(1, 2)
+    elif weight.shape[1] == 1:
+        out = (x * weight).sum(2, keepdim=True)
+    else:
+        out = torch.bmm(x, weight.transpose(1, 2))
+    return out + bias.unsqueeze(1)
 
 
 def _initialise(layer: nn.Linear | nn.Conv2d, gain: float, generator: torch.Generator | None) -> None:

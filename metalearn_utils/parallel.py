@@ -24,7 +24,7 @@ RANDOM = ("dropout", "bernoulli", "rand", "normal_", "uniform_")
 
 def mse(outputs: Tensor, y: Tensor) -> Tensor:
     """Mean squared error over the examples and outputs of one task."""
-    return ((outputs - y) ** 2).mean()
+    return F.mse_loss(outputs, y)
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def mean_over_tasks(forward: Forward, values: list[Tensor]) -> Tensor:
 
 def _stacked_loss(loss: Callable) -> Callable:
     if loss is mse:
-        return lambda outputs, y: ((outputs - y) ** 2).flatten(1).mean(1)
+        return lambda outputs, y: F.mse_loss(outputs, y, reduction="none").flatten(1).mean(1)
     if loss is cross_entropy:
         return lambda outputs, y: F.cross_entropy(outputs.transpose(1, -1), y, reduction="none").mean(1)
     return vmap(loss)

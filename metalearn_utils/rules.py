@@ -102,19 +102,22 @@ def safe_sqrt(v: Tensor) -> Tensor:
 
 
 def _descend(phi: Phi, direction: Params, state: State) -> Params:
-    return {name: -_rate(phi["lr"], name, state["step"]) * d for name, d in direction.items()}
-
-
-def _rate(lr: Tensor | Params, name: str, step: int) -> Tensor:
+    lr = phi["lr"]
     if isinstance(lr, Mapping):
-        if name not in lr:
-            raise KeyError(f"lr has no step size for parameter {name!r}; it has {sorted(lr)}")
-        return lr[name]
-    if lr.dim() == 1:
-        if step >= len(lr):
-            raise ValueError(f"lr holds one rate for each of {len(lr)} steps, but step {step + 1} was asked for")
-        return lr[step]
-    return lr
+        if missing := direction.keys() - lr.keys():
+            raise KeyError(f"lr has no step size for parameter {min(missing)!r}; it has {sorted(lr)}")
+        return {name: -lr[name] * d for name, d in direction.items()}
+    # Cast once, not once per parameter.
+    rate = {dtype: -_rate_at(lr, state["step"]).to(dtype) for dtype in {d.dtype for d in direction.values()}}
+    return {name: rate[d.dtype] * d for name, d in direction.items()}
+
+
+def _rate_at(lr: Tensor, step: int) -> Tensor:
+    if lr.dim() == 0:
+        return lr
+    if step >= len(lr):
+        raise ValueError(f"lr holds one rate for each of {len(lr)} steps, but step {step + 1} was asked for")
+    return lr[step]
 
 
 def _step_size(lr: StepSize) -> Tensor | Params:
