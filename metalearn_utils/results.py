@@ -1,5 +1,6 @@
 """Tables that cost more than a page may take: stored beside the page with what they depend on, refused when stale."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterable
@@ -51,6 +52,11 @@ def encode(correct: Tensor) -> str:
 def decode(letters: str, queries: int = 25) -> Tensor:
     """Per-task accuracies in percent, [tasks], from letters."""
     return torch.tensor([100 * (ord(c) - 65) / queries for c in letters], dtype=torch.float64)
+
+
+def floats(text: str) -> Tensor:
+    """Numbers stored as float32 in base64, as a float64 tensor [n]."""
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32).double()
 
 
 def scores(letters: str, transductive: bool) -> Scores:

@@ -12,7 +12,12 @@ from typing import NamedTuple
 REPORTS = Path("_build/reports")
 SIDE_BY_SIDE = ["-n", "2"]
 STEPS = {
-    "units, oracles, peers, the book's rules": ["tests", "--ignore=tests/notebooks", "--ignore=tests/site", *SIDE_BY_SIDE],
+    "units, oracles, peers, the book's rules": [
+        "tests",
+        *(f"--ignore=tests/{folder}" for folder in ("notebooks", "site", "speed")),
+        *SIDE_BY_SIDE,
+    ],
+    "speed beside learn2learn": ["tests/speed"],
     "notebooks, strict, as on Colab": ["tests/notebooks", *SIDE_BY_SIDE],
     "the site in a browser": ["tests/site", *SIDE_BY_SIDE],
 }

@@ -1,5 +1,6 @@
 """Stored tables and weights: not stale, not foreign, and made by the command they name."""
 
+import base64
 import importlib.util
 import json
 from pathlib import Path
@@ -36,6 +37,15 @@ def test_every_method_has_at_least_three_seeds_and_600_tasks(name):
     assert all(len(s) >= 3 for (method, _), s in seeds.items() if method != "pixels")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_trials_are_equal_in_number_and_no_choice_lies_at_an_edge(name):
+    tuning = results.read(name)["tuning"]
+    tried = [t.get("tried") or t["rates"] for t in tuning]
+    assert len({len(options) for options in tried}) == 1
+    at_edge = [t for t, options in zip(tuning, tried) if options.index(t["chosen"]) in (0, len(options) - 1)]
+    assert at_edge == []
+
+
 def test_a_changed_file_makes_a_table_stale(tmp_path, monkeypatch):
     code = tmp_path / "code.py"
     code.write_text("1")
@@ -44,6 +54,11 @@ def test_a_changed_file_makes_a_table_stale(tmp_path, monkeypatch):
     assert results.stale("t", [code]) == []
     code.write_text("2")
     assert results.stale("t", [code]) == ["code.py"]
+
+
+def test_floats_come_back():
+    text = base64.b64encode(torch.tensor([0.5, -3.0], dtype=torch.float32).numpy().tobytes()).decode()
+    assert results.floats(text).tolist() == [0.5, -3.0]
 
 
 def test_letters_hold_the_counts():
