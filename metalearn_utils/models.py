@@ -1,5 +1,6 @@
-"""The two networks of the book, `mlp` and `conv4`, and the one normalisation layer that is exact everywhere."""
+"""The networks of the book, `mlp` and `conv4`, their one exact normalisation layer, and a blur for comparison."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -146,6 +147,36 @@ def conv4(
     if not isinstance(channels, int) or channels < 1 or (outputs is not None and outputs < 1):
         raise ValueError(f"channels and outputs must be integers >= 1, got {channels!r} and {outputs!r}")
     return Conv4(outputs, channels, pool, smooth, generator)
+
+
+class Blur(nn.Module):
+    """Images with their centre of mass moved to the middle, then blurred: pixels that forgive small shifts.
+
+    Args:
+        sigma: standard deviation of the Gaussian, in pixels.
+    """
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        if not sigma > 0:
+            raise ValueError(f"sigma must be > 0, got {sigma!r}")
+        self.sigma = sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, 1, height, width], at least 0 -> same shape."""
+        steps = torch.arange(-math.ceil(3 * self.sigma), math.ceil(3 * self.sigma) + 1, dtype=x.dtype, device=x.device)
+        bell = torch.softmax(-(steps**2) / (2 * self.sigma**2), 0)
+        return F.conv2d(centred(x), torch.outer(bell, bell)[None, None], padding=len(steps) // 2)
+
+
+def centred(x: Tensor) -> Tensor:
+    """Move each image's centre of mass to the middle, x [n, 1, height, width] -> same shape; bilinear, zeros outside."""
+    mass = x.sum((1, 2, 3)).clamp(min=torch.finfo(x.dtype).tiny)
+    height, width = (torch.arange(1 - n, n, 2, dtype=x.dtype, device=x.device) / n for n in x.shape[2:])
+    across, down = (x.sum((1, 2)) @ width / mass, x.sum((1, 3)) @ height / mass)  # in [-1, 1]
+    shift = torch.eye(2, 3, dtype=x.dtype, device=x.device).repeat(len(x), 1, 1)
+    shift[:, :, 2] = torch.stack([across, down], 1)
+    return F.grid_sample(x, F.affine_grid(shift, list(x.shape), align_corners=False), align_corners=False)
 
 
 def _stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

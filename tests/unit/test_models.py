@@ -5,7 +5,7 @@ import torch
 from cases import F64, seeded
 from torch.func import functional_call
 
-from metalearn_utils.models import conv4, mlp, params_of
+from metalearn_utils.models import Blur, centred, conv4, mlp, params_of
 
 
 def test_mlp_has_the_sinusoid_shape_by_default() -> None:
@@ -67,3 +67,28 @@ def test_params_of_copies() -> None:
 def test_bad_arguments_are_named(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_centred_puts_the_centre_of_mass_in_the_middle() -> None:
+    """A smooth spot moves to the middle wherever it was; a blank image stays blank."""
+    rows = torch.arange(28, dtype=F64)
+    spots = [torch.outer(*(torch.exp(-((rows - c) ** 2) / 8) for c in at)) for at in ((8, 10), (16.3, 12.5))]
+    moved = centred(torch.stack([*spots, torch.zeros(28, 28, dtype=F64)])[:, None])
+    for spot in moved[:2, 0]:
+        assert (rows @ spot.sum(1) / spot.sum()).item() == pytest.approx(13.5, abs=1e-3)
+        assert (rows @ spot.sum(0) / spot.sum()).item() == pytest.approx(13.5, abs=1e-3)
+    assert moved[2].abs().max() == 0
+
+
+def test_blur_is_a_gaussian() -> None:
+    """Variance sigma² in each direction, and no mass lost; the spot's own variance is 1/4."""
+    x = torch.zeros(1, 1, 28, 28, dtype=F64)
+    x[..., 13:15, 13:15] = 1  # the middle lies between pixels 13 and 14
+    rows, blurred = torch.arange(28, dtype=F64) - 13.5, Blur(1.5)(x)[0, 0]
+    assert blurred.sum().item() == pytest.approx(4, rel=1e-3)
+    assert (rows**2 @ blurred.sum(1) / blurred.sum()).item() == pytest.approx(1.5**2 + 0.25, rel=2e-2)
+
+
+def test_blur_refuses_a_width_of_zero() -> None:
+    with pytest.raises(ValueError, match="sigma must be > 0, got 0"):
+        Blur(0)
