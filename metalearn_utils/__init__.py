@@ -2,9 +2,10 @@
 
 from .adapt import Adapted, adapt
 from .claims import ClaimError, claim
+from .convnets import conv4
 from .evaluate import Scores, evaluate, over_seeds
 from .meta import Learner, MetaGradient, fomaml, joint, maml, reptile, supervised
-from .models import conv4, mlp, params_of
+from .models import mlp, params_of
 from .parallel import cross_entropy, mse
 from .frames import scrub
 from .plots import show

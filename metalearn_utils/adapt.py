@@ -41,6 +41,7 @@ def adapt(
     first_order: bool = False,
     recompute: bool = False,
     only: Sequence[str] | None = None,
+    gradient: Callable[[Params, Any], tuple[Tensor, Params]] | None = None,
 ) -> Adapted:
     """Take K inner steps theta_{k+1} = theta_k + u_phi(g_k, s_k) with g_k = grad loss(theta_k).
 
@@ -58,6 +59,7 @@ def adapt(
         recompute: recompute each step in the backward pass instead of storing its graph: memory per step falls to
             about the size of the parameters.
         only: names, or prefixes that end in a dot, of the parameters to adapt; all by default.
+        gradient: (params, batch) -> the loss and its gradient, if it is written out; by autograd if not.
 
     Raises:
         ValueError: steps < 0, unknown names in `only`, a loss of the wrong shape, or a parameter the loss ignores.
@@ -68,7 +70,7 @@ def adapt(
         raise ValueError(f"data must hold one batch per step, {steps} in all, got {len(data)}")
     phi = rule.phi if phi is None else phi
     names = selected(theta, only)
-    step = partial(_inner_step, loss, rule, names, first_order)
+    step = partial(_inner_step, gradient or partial(_by_autograd, loss, names), rule, names, first_order)
     if recompute and not first_order and torch.is_grad_enabled():
         step = partial(_recomputed_step, step)
     path, state, losses = [dict(theta)], rule.init({k: theta[k] for k in names}), []
@@ -94,18 +96,24 @@ def _matches(name: str, wanted: str) -> bool:
 
 
 def _inner_step(
-    loss: Loss, rule: UpdateRule, names: list[str], first_order: bool, params: Params, phi: Phi, state: State, data: Any
-) -> tuple[Params, State, Tensor]:
-    second_order = torch.is_grad_enabled() and not first_order
+    gradient: Callable, rule: UpdateRule, names: list[str], first_order: bool,
+    params: Params, phi: Phi, state: State, data: Any,
+) -> tuple[Params, State, Tensor]:  # fmt: skip
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
+        value, grads = gradient(params, data)
+    updates, state = rule.update(phi, {k: grads[k] for k in names}, state)
+    return params | {k: params[k] + updates[k].to(params[k].dtype) for k in names}, state, value
+
+
+def _by_autograd(loss: Loss, names: list[str], params: Params, data: Any) -> tuple[Tensor, Params]:
+    second_order = torch.is_grad_enabled()
     with torch.enable_grad():
         kept = {k: second_order and v.requires_grad for k, v in params.items()}
         at = {k: v if kept[k] else v.detach().requires_grad_(k in names) for k, v in params.items()}
         value = _checked(loss(at, data))
         wanted, ones = [at[k] for k in names], torch.ones_like(value)
         grads = torch.autograd.grad(value, wanted, ones, create_graph=second_order, allow_unused=True)
-    grads = {k: _used(k, g) for k, g in zip(names, grads)}
-    updates, state = rule.update(phi, grads, state)
-    return params | {k: params[k] + updates[k].to(params[k].dtype) for k in names}, state, value
+    return value, {k: _used(k, g) for k, g in zip(names, grads)}
 
 
 def _checked(value: Tensor) -> Tensor:

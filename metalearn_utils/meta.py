@@ -67,7 +67,7 @@ class Learner:
         def loss(params: Params, batch: Batch) -> Tensor:
             return scalar_per_task(forward, forward.outputs(params, batch.x, None), batch.y)
 
-        flags = {"recompute": self.recompute, "only": self.adapt_only} | flags
+        flags = {"recompute": self.recompute, "only": self.adapt_only, "gradient": forward.gradient} | flags
         return adapt(loss, theta, data, self.rule, flags.pop("steps", self.steps), phi=phi, **flags)
 
     def query_outputs(self, forward: Forward, params: Params, tasks: Tasks) -> Tensor:

@@ -32,6 +32,18 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(outputs, y)
 
 
+def _mse_slope(outputs: Tensor, y: Tensor) -> Tensor:
+    return (outputs - y) * (2 / outputs[0].numel())
+
+
+def _cross_entropy_slope(outputs: Tensor, y: Tensor) -> Tensor:
+    return (outputs.softmax(-1) - F.one_hot(y, outputs.shape[-1]).to(outputs.dtype)) / y.shape[1]
+
+
+# The derivative of each task's loss in its outputs, [tasks, n, outputs].
+SLOPES = {mse: _mse_slope, cross_entropy: _cross_entropy_slope}
+
+
 class Forward(NamedTuple):
     """How to evaluate a model and a loss on the tasks at hand.
 
@@ -39,11 +51,13 @@ class Forward(NamedTuple):
         outputs: (params, x, stats_from) -> outputs, for one task or for stacked ones.
         losses: (outputs, y) -> the loss of one task, or [tasks].
         stacked: whether parameters and data carry a leading task axis.
+        gradient: (params, batch) -> losses and their gradients, where they are written out; None where autograd is used.
     """
 
     outputs: Callable[[Params, Tensor, int | None], Tensor]
     losses: Callable[[Tensor, Tensor], Tensor]
     stacked: bool
+    gradient: Callable[[Params, Batch], tuple[Tensor, Params]] | None = None
 
     def start(self, theta: Params, tasks: Tasks) -> Params:
         """theta for every task: expanded on the task axis, or as it is for one task."""
@@ -91,7 +105,13 @@ def choose(model: nn.Module, tasks: Tasks) -> str:
 
 def batched(model: nn.Module, loss: Callable) -> Forward:
     """Stacked parameters through the model's own batched form."""
-    return Forward(lambda params, x, _: model.stacked(params, x), _stacked_loss(loss), True)
+    losses, slope = _stacked_loss(loss), SLOPES.get(loss)
+
+    def gradient(params: Params, batch: Batch) -> tuple[Tensor, Params]:
+        return model.stacked_gradient(params, batch.x, lambda out: losses(out, batch.y), lambda out: slope(out, batch.y))
+
+    known = slope is not None and hasattr(model, "stacked_gradient")
+    return Forward(lambda params, x, _: model.stacked(params, x), losses, True, gradient if known else None)
 
 
 def vmapped(model: nn.Module, loss: Callable) -> Forward:

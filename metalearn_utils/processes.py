@@ -9,7 +9,7 @@ from .tasks.base import Batch
 def gaussian_process(support: Batch, x: Tensor, length: float, noise: float = 1e-6) -> Tensor:
     """Posterior mean of stacked tasks: k(x, X) (k(X, X) + noise I)^-1 Y, Rasmussen and Williams (2006), equation 2.25.
 
-    The kernel is k(a, b) = exp(-|a - b|^2 / (2 length^2)), the prior mean zero.
+    The kernel is `k(a, b) = exp(-(a - b)^2 / (2 length^2))`, the prior mean zero.
 
     Args:
         support: examples x [tasks, n, inputs] and y [tasks, n, outputs].

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .recipes import RECIPES
+from .recipes import EXACT, RECIPES
 from .recipes.fonts import without_head
 from .train import Trained
 from .weights import FOLDER, save_weights
@@ -33,14 +33,20 @@ def recreate(name: str, seed: int = 0, folder: Path = FOLDER, checkpoint: Path |
 
 def record(name: str, seed: int, trained: Trained) -> dict:
     """What is stored beside the weights."""
+    losses = first_losses(name, seed)
     return {
         "command": f"python -m metalearn_utils.recreate {name} --seed {seed}",
         "seed": seed,
         "iterations": len(trained.losses),
         "cpu_seconds": round(trained.seconds, 1),
-        "first_losses": [float(f"{loss:.6g}") for loss in trained.losses[:REPEATED]],
+        "first_losses": [float(f"{loss:.6g}") for loss in losses],
         "validation": [[i, round(score, 2)] for i, score in trained.validation],
     }
+
+
+def first_losses(name: str, seed: int = 0) -> list[float]:
+    """The losses of the recipe's first 50 iterations in float64, in which machines agree."""
+    return EXACT[name](seed, stop=REPEATED, progress=False).losses
 
 
 def main() -> None:

@@ -58,6 +58,7 @@ def meta_train(
     seed: int = 0,
     validate: Callable[[Params, Phi | None], float] | None = None,
     every: int = 100,
+    stop: int | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Trained:
@@ -77,6 +78,8 @@ def meta_train(
         validate: (theta, phi) -> score, higher is better; called every `every` iterations and at the end, and the
             best parameters are returned.
         every: iterations between validations and between checkpoints.
+        stop: end after this many iterations, as an interrupt would: the schedule stays that of the whole run, and a
+            checkpoint can be resumed.
         checkpoint: file to save to and to resume from. A resumed run equals an uninterrupted one bit for bit.
         progress: show a bar.
 
@@ -84,14 +87,15 @@ def meta_train(
         DivergedError: a loss or gradient is not finite; names the iteration, the checkpoint, and what to try.
         CheckpointError: the checkpoint is truncated, foreign, of another run, or cannot be written.
     """
-    check_counts(iterations=iterations, every=every)
+    stop = iterations if stop is None else stop
+    check_counts(iterations=iterations, every=every, stop=stop)
     run = _Run(algorithm, learner, theta, lr, optimizer, schedule, learn_rule, seed, iterations)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
         run.load(path)
     check_writable(path)
     with interrupts() as interrupted, bar_of(run.done, iterations, progress) as bar:
-        while run.done < iterations and not interrupted():
+        while run.done < min(stop, iterations) and not interrupted():
             run.step(sample, path)
             bar.update()
             if run.done % every == 0 or run.done == iterations:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metalearn_utils.convnets import conv4
 from metalearn_utils.meta import Learner, MetaGradient
-from metalearn_utils.models import conv4, mlp, params_of
+from metalearn_utils.models import mlp, params_of
 from metalearn_utils.parallel import cross_entropy, mse
 from metalearn_utils.rules import Params, UpdateRule, sgd
 from metalearn_utils.tasks.base import Batch, Tasks
+from metalearn_utils.tasks.quadratics import Point, Quadratics, quadratic, scalar_quadratics
 
 F64 = torch.float64
 
@@ -19,45 +21,6 @@ F64 = torch.float64
 def seeded(seed: int = 0) -> torch.Generator:
     """A generator with this seed."""
     return torch.Generator().manual_seed(seed)
-
-
-# Quadratic tasks: support loss ½ (θ − c)ᵀ A (θ − c), query loss ½ (θ − d)ᵀ B (θ − d).
-
-
-class Point(nn.Module):
-    """A model that is nothing but its parameters: it answers θ to every example."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.zeros(dim, dtype=F64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.theta.expand(len(x), -1)
-
-    def stacked(self, params: Params, x: Tensor) -> Tensor:
-        return params["theta"].unsqueeze(1).expand(-1, x.shape[1], -1)
-
-
-def quadratic(outputs: Tensor, y: Tensor) -> Tensor:
-    """Mean over examples of ½ (θ − c)ᵀ A (θ − c), where y [n, dim + 1, dim] holds the matrix A above the row c."""
-    matrix, centre = y[..., :-1, :], y[..., -1, :]
-    gap = (outputs - centre).unsqueeze(-1)
-    return 0.5 * (gap * (matrix @ gap)).sum((-2, -1)).mean()
-
-
-class Quadratics(NamedTuple):
-    """A [tasks, dim, dim], c [tasks, dim] of the support loss; B, d of the query loss."""
-
-    A: Tensor
-    c: Tensor
-    B: Tensor
-    d: Tensor
-
-    def tasks(self) -> Tasks:
-        """The same as tasks with one support and one query example each."""
-        halves = ((self.A, self.c), (self.B, self.d))
-        ys = [torch.cat([m, v.unsqueeze(1)], dim=1).unsqueeze(1) for m, v in halves]
-        return Tasks(*(Batch(torch.zeros(len(y), 1, 1, dtype=F64), y) for y in ys))
 
 
 def quadratics(tasks: int, dim: int, seed: int = 0) -> Quadratics:
@@ -72,12 +35,6 @@ def quadratics(tasks: int, dim: int, seed: int = 0) -> Quadratics:
         return torch.randn(tasks, dim, generator=g, dtype=F64)
 
     return Quadratics(matrices(), points(), matrices(), points())
-
-
-def scalar_quadratics(a: list[float], c: list[float]) -> Quadratics:
-    """One-dimensional tasks ½ a (θ − c)² whose query loss is their support loss."""
-    A, C = torch.tensor(a, dtype=F64).reshape(-1, 1, 1), torch.tensor(c, dtype=F64).reshape(-1, 1)
-    return Quadratics(A, C, A, C)
 
 
 def point_learner(dim: int, rule: UpdateRule, steps: int, **settings) -> Learner:

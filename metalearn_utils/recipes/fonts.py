@@ -10,9 +10,10 @@ from functools import partial
 
 import torch
 
+from ..convnets import conv4
 from ..evaluate import evaluate
 from ..meta import Learner, fomaml, maml, supervised
-from ..models import conv4, params_of
+from ..models import params_of
 from ..parallel import cross_entropy
 from ..prototypes import Prototypes, prototypical
 from ..rules import Params, sgd
@@ -67,10 +68,11 @@ def train_pretrained(seed: int, iterations: int, **options) -> Trained:
     return _train(supervised, learner, partial(glyphs.batch, 128), iterations, theta, seed, None, **options)
 
 
-def _train(algorithm, learner, sample, iterations, theta, seed, shots, **options) -> Trained:
+def _train(algorithm, learner, sample, iterations, theta, seed, shots, dtype=torch.float32, **options) -> Trained:
     def draw(generator: torch.Generator):
-        return sample(generator=generator, dtype=torch.float32)
+        return sample(generator=generator, dtype=dtype)
 
+    theta = {name: value.to(dtype) for name, value in theta.items()}
     settings = {"lr": 4e-3, "schedule": cosine, "every": 200} | options
     validate = validator(learner, shots) if settings.pop("validated", True) else None
     return meta_train(algorithm, learner, draw, iterations, theta=theta, seed=seed, validate=validate, **settings)

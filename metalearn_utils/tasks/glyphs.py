@@ -101,7 +101,7 @@ def _sweep(d: Tensor, axis: int) -> Tensor:
 
 
 def draw(field: Tensor, rows: Tensor, generator: torch.Generator, hand: Hand = Hand(), chunk: int = 4000) -> Tensor:
-    """Draw strokes with a random hand.
+    """Draw strokes with a random hand, in float64, so that every machine rounds to the same picture.
 
     Args:
         field: squared distances, uint8 [bitmaps, 48, 48].
@@ -113,9 +113,9 @@ def draw(field: Tensor, rows: Tensor, generator: torch.Generator, hand: Hand = H
     """
     n = len(rows)
     affine, pen = _affine(n, hand, generator), _between(hand.pen, n, generator)
-    bend = torch.randn(n, 2, 4, 4, generator=generator) * hand.elastic
+    bend = torch.randn(n, 2, 4, 4, generator=generator, dtype=torch.float64) * hand.elastic
     parts = [slice(i, i + chunk) for i in range(0, n, chunk)]
-    return torch.cat([_ink(field[rows[p]].float().sqrt(), affine[p], bend[p], pen[p]) for p in parts])
+    return torch.cat([_ink(field[rows[p]].double().sqrt(), affine[p], bend[p], pen[p]) for p in parts])
 
 
 def _ink(distance: Tensor, affine: Tensor, bend: Tensor, pen: Tensor) -> Tensor:
@@ -138,4 +138,4 @@ def _affine(n: int, hand: Hand, generator: torch.Generator) -> Tensor:
 
 
 def _between(limits: tuple[float, float], n: int, generator: torch.Generator) -> Tensor:
-    return limits[0] + (limits[1] - limits[0]) * torch.rand(n, generator=generator)
+    return limits[0] + (limits[1] - limits[0]) * torch.rand(n, generator=generator, dtype=torch.float64)

@@ -4,12 +4,28 @@ import ast
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from metalearn_utils.claims import check_claims
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADINGS = ("question", "predict", "where it fails", "summary", "references")
-CELLS, LONGEST, MEDIAN, WORDS = (10, 20), 30, 8, (1500, 2800)
+LONGEST, MEDIAN = 30, 8
+
+
+class Kind(NamedTuple):
+    """What a page of one kind must have: words in its headings, numbers of code cells, words of prose."""
+
+    headings: tuple[str, ...]
+    cells: tuple[int, int]
+    words: tuple[int, int]
+
+
+# A notebook names its kind in its metadata, {"book": {"kind": "short"}}; a page that names none is a "page".
+KINDS = {
+    "page": Kind(("question", "predict", "where it fails", "summary", "references"), (10, 20), (1500, 2800)),
+    "short": Kind(("question", "summary", "references"), (5, 16), (600, 1700)),
+    "questions": Kind(("summary", "references"), (8, 20), (1500, 3600)),
+}
 SETUP = '''# Setup: on Colab this installs the book's helper library; elsewhere it does nothing.
 import sys
 REPOSITORY = "{url}"
@@ -18,6 +34,10 @@ if "google.colab" in sys.modules:
         print("This copy of the book has no repository address yet; run `make repository URL=...` first.")
     else:
         %pip install -q --no-deps "metalearn_utils @ git+{{REPOSITORY}}"'''
+
+
+def kind(nb: dict) -> Kind:
+    return KINDS[nb.get("metadata", {}).get("book", {}).get("kind", "page")]
 
 
 def source(cell: dict) -> str:
@@ -49,7 +69,7 @@ def plain_markdown(nb: dict) -> list[str]:
 
 def shape(nb: dict) -> list[str]:
     heads = [h.lower() for h in re.findall(r"^##\s+(.*)", prose(nb), re.M)]
-    faults = [f"no section heading with {w!r}" for w in HEADINGS if not any(w in h for h in heads)]
+    faults = [f"no section heading with {w!r}" for w in kind(nb).headings if not any(w in h for h in heads)]
     first = source(nb["cells"][0])
     if not re.match(r"# .+\n\n\*[^*]+\*\n", first):
         faults.append("the first cell must be a title and a promise in italics")
@@ -59,12 +79,13 @@ def shape(nb: dict) -> list[str]:
 def sizes(nb: dict) -> list[str]:
     lengths = sorted(len(source(c).splitlines()) for c in code(nb) if "setup" not in c["metadata"].get("tags", []))
     words, faults = len(re.findall(r"\w+", prose(nb))), []
-    if not CELLS[0] <= len(code(nb)) <= CELLS[1] + 2:
-        faults.append(f"{len(code(nb))} code cells, wanted {CELLS}")
+    wanted = kind(nb)
+    if not wanted.cells[0] <= len(code(nb)) <= wanted.cells[1] + 2:
+        faults.append(f"{len(code(nb))} code cells, wanted {wanted.cells}")
     if lengths[len(lengths) // 2] > MEDIAN or lengths[-1] > LONGEST:
         faults.append(f"cells of {lengths} lines: median at most {MEDIAN}, longest at most {LONGEST}")
-    if not WORDS[0] <= words <= WORDS[1]:
-        faults.append(f"{words} words of prose, wanted {WORDS}")
+    if not wanted.words[0] <= words <= wanted.words[1]:
+        faults.append(f"{words} words of prose, wanted {wanted.words}")
     return faults
 
 

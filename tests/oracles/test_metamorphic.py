@@ -8,7 +8,8 @@ from cases import F64, assert_same, image_learner, images, largest_difference, r
 
 from metalearn_utils.evaluate import evaluate
 from metalearn_utils.meta import Learner, fomaml, joint, maml, reptile
-from metalearn_utils.models import conv4, params_of
+from metalearn_utils.convnets import conv4
+from metalearn_utils.models import params_of
 from metalearn_utils.parallel import cross_entropy
 from metalearn_utils.prototypes import Prototypes, prototypical
 from metalearn_utils.rules import Params, per_parameter, sgd

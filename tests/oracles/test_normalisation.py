@@ -11,7 +11,8 @@ from torch.func import functional_call
 
 from metalearn_utils.evaluate import evaluate
 from metalearn_utils.meta import Learner, maml
-from metalearn_utils.models import Norm, normalise, params_of
+from metalearn_utils.convnets import Norm, normalise
+from metalearn_utils.models import params_of
 from metalearn_utils.parallel import choose, cross_entropy, vmapped
 from metalearn_utils.prototypes import Prototypes
 from metalearn_utils.rules import sgd

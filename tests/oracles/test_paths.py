@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from metalearn_utils import rules
 from metalearn_utils.meta import Learner, fomaml, joint, maml, reptile
-from metalearn_utils.models import conv4, params_of
+from metalearn_utils.convnets import conv4
+from metalearn_utils.models import params_of
 from metalearn_utils.parallel import choose, cross_entropy
 from metalearn_utils.rules import sgd
 

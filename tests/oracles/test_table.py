@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from metalearn_utils import meta, models, parallel, prototypes, rules
+from metalearn_utils import convnets, meta, parallel, prototypes, rules
 from metalearn_utils.meta import Learner, MetaGradient
 from metalearn_utils.parallel import mse
 from metalearn_utils.rules import sgd
@@ -171,11 +171,11 @@ def adapt_everything(patch: pytest.MonkeyPatch) -> None:
 
 def weights_inside_the_kernel(patch: pytest.MonkeyPatch) -> None:
     fused = lambda self, x, _=None: F.batch_norm(x, None, None, self.weight, self.bias, training=True)  # noqa: E731
-    patch.setattr(models.Norm, "forward", fused)
+    patch.setattr(convnets.Norm, "forward", fused)
 
 
 def statistics_of_everything(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(models, "normalise", lambda x, _=None: F.batch_norm(x, None, None, training=True))
+    patch.setattr(convnets, "normalise", lambda x, _=None: F.batch_norm(x, None, None, training=True))
 
 
 def shared_buffers(patch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def constant_statistics(patch: pytest.MonkeyPatch) -> None:
         var, mean = torch.var_mean(x.detach(), dim=(0, 2, 3), correction=0, keepdim=True)
         return (x - mean) * (var + 1e-5).rsqrt()
 
-    patch.setattr(models, "normalise", apply)
+    patch.setattr(convnets, "normalise", apply)
 
 
 def one_task_after_the_other(patch: pytest.MonkeyPatch) -> None:

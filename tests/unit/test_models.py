@@ -5,7 +5,8 @@ import torch
 from cases import F64, seeded
 from torch.func import functional_call
 
-from metalearn_utils.models import Blur, centred, conv4, mlp, params_of
+from metalearn_utils.convnets import Blur, centred, conv4
+from metalearn_utils.models import mlp, params_of
 
 
 def test_mlp_has_the_sinusoid_shape_by_default() -> None:

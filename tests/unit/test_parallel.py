@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from metalearn_utils.evaluate import evaluate
 from metalearn_utils.meta import Learner, fomaml, joint, maml, reptile
-from metalearn_utils.models import conv4
+from metalearn_utils.convnets import conv4
 from metalearn_utils.parallel import choose, cross_entropy, unstack
 from metalearn_utils.probe import probe
 from metalearn_utils.rules import adam, momentum, per_parameter, per_step, rmsprop, sgd

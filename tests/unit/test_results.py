@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metalearn_utils import load_weights, results, weights
-from metalearn_utils.recipes import RECIPES
+from metalearn_utils.recreate import first_losses
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {p.stem: p for p in sorted((ROOT / "book").glob("*/results/*.py"))}
@@ -76,40 +76,9 @@ def test_weights_are_small_and_described(name):
 
 @pytest.mark.parametrize("name", weights.available())
 def test_the_first_fifty_iterations_are_repeated(name):
-    """float64 training agrees between machines to many digits, float32 to one or two.
-
-    Two roundings of one step of Adam (fused or not) move the float32 losses by up to 2.2 % within 50 iterations.
-    """
+    """In float64, in which training agrees between machines; float32 would drift by several percent."""
     expected = torch.tensor(weights.describe(name)["first_losses"])
-    found = torch.tensor(first_losses(name))
-    assert torch.allclose(found, expected, rtol=1e-4 if name.startswith("sinusoid") else 5e-2)
-
-
-def first_losses(name: str) -> list[float]:
-    """The recipe with its own number of iterations (the schedule depends on it), stopped after fifty."""
-    losses: list[float] = []
-
-    class Enough(Exception):
-        pass
-
-    import metalearn_utils.train as train
-
-    original = train._Run.step
-
-    def step(self, *arguments):
-        original(self, *arguments)
-        losses.append(self.result.losses[-1])
-        if len(losses) == 50:
-            raise Enough
-
-    train._Run.step = step
-    try:
-        RECIPES[name](0, progress=False)
-    except Enough:
-        return losses
-    finally:
-        train._Run.step = original
-    raise AssertionError("the recipe ended before fifty iterations")
+    assert torch.allclose(torch.tensor(first_losses(name)), expected, rtol=1e-4)
 
 
 def test_unknown_weights_are_refused_with_the_names_there_are():
