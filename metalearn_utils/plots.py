@@ -28,6 +28,8 @@ METHOD_COLOURS = {
     "fine-tuned": "#cc60c0",
     "feature reuse": "#6c54cc",
     "pixels": "#a8846c",
+    "blurred pixels": "#8a7a5c",
+    "head only": "#b07890",
     "ANIL": "#9a58d8",
     "Meta-SGD": "#0090a8",
     "SGD": "#6f7c8a",

@@ -20,12 +20,23 @@ def execute(path: Path) -> float:
     client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+            cell.outputs = joined([o for o in cell.outputs if o.get("name") != "stderr"])
             cell.metadata.pop("execution", None)
     notebook.metadata["language_info"] = {"name": "python"}
     nbformat.validate(notebook)
     store(path, same_every_time(notebook, path.stem))
     return time.perf_counter() - start
+
+
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """What was printed in one go as one output, however the kernel happened to split it."""
+    found: list[nbformat.NotebookNode] = []
+    for out in outputs:
+        if found and out.output_type == found[-1].output_type == "stream":
+            found[-1].text += out.text
+        else:
+            found.append(out)
+    return found
 
 
 def same_every_time(notebook: nbformat.NotebookNode, name: str) -> str:
