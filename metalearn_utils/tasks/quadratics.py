@@ -36,8 +36,10 @@ class Quadratics(NamedTuple):
     """Stacked quadratic tasks.
 
     Attributes:
-        A, c: curvature [tasks, dim, dim] and minimum [tasks, dim] of the support loss.
-        B, d: the same of the query loss.
+        A: curvature of the support loss, [tasks, dim, dim].
+        c: minimum of the support loss, [tasks, dim].
+        B: curvature of the query loss.
+        d: minimum of the query loss.
     """
 
     A: Tensor

@@ -3,7 +3,8 @@
 What meta-training costs (CPU seconds, peak memory), and what tuning Adam anew on every new task costs in its place.
 Meta-trained networks: the recipes of `metalearn_utils.recipes.sinusoids` for 10 shots, three seeds. A user without past
 tasks holds out a fifth of a new task's points, tries three rates of Adam, keeps the rate and the number of steps with
-the least held-out error, and trains again on all points. About 10 CPU minutes on one thread.
+the least held-out error, and trains again on all points. About 9 CPU minutes on one thread; what takes long is kept in
+the cache, so that an interrupted run goes on.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,7 +46,7 @@ TRIALS = {
     "Adam from scratch": (0.005, 0.015, 0.05),
     "Gaussian process": (1.0, 2.0, 4.0),
 }
-CHECKS = {10: (10, 30, 100, 200, 300, 500), 40: (10, 30, 100, 200, 300, 500, 700, 1000)}
+CHECKS = {10: (10, 30, 100, 200, 300), 40: (10, 30, 100, 150, 200, 250, 300, 400, 500)}
 HELD_OUT = 5  # one point in five
 
 
@@ -62,14 +64,20 @@ def fixed_tasks(shots: int, tasks: int = TASKS, seed: int = 100, dtype: torch.dt
     return Sinusoids().sample(tasks, shots=shots, queries=100, generator=generator, dtype=dtype)
 
 
-def trained(method: str, seed: int, cache: Path) -> tuple[Params, dict]:
-    """The stored (float32) weights of one recipe and seed as float64, and their record; trained now unless cached."""
+def trained(method: str, seed: int, cache: Path) -> Params:
+    """The stored (float32) weights of one recipe and seed, as float64; trained now unless the cache has them."""
     folder, name = cache / f"seed{seed}", RECIPES[method]
     if not (folder / f"{name}.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         recreate(name, seed, folder, folder / f"{name}.ckpt")
-    theta = torch.load(folder / f"{name}.pt", weights_only=True)
-    return {k: v.double() for k, v in theta.items()}, json.loads((folder / f"{name}.json").read_text("utf-8"))
+    return {k: v.double() for k, v in torch.load(folder / f"{name}.pt", weights_only=True).items()}
+
+
+def remembered(path: Path, run: Callable[[], tuple[dict, list[int]]]) -> tuple[dict, list[int]]:
+    """The entry and the choices that `path` holds, or of a run now."""
+    if not path.exists():
+        path.write_text(json.dumps(run()), "utf-8")
+    return tuple(json.loads(path.read_text("utf-8")))
 
 
 # Meta-trained: ten inner steps at a rate chosen on validation tasks.
@@ -100,7 +108,7 @@ def adapted(method: str, theta: Params, rate: float, shots: int, seed: int) -> d
 def adam_errors(theta: Params, data: Batch, probe: Batch, rate: float, checks: tuple[int, ...]) -> Tensor:
     """Errors on `probe` after the steps in `checks` of Adam on `data`: [checks, tasks].
 
-    All tasks at once: Adam acts on each number alone, and the sum of the tasks' losses gives each task its own gradient.
+    All tasks at once: Adam acts on each number alone, and the sum of the losses gives each task its own gradient.
     """
     model, found = sinusoids.network(), []
     params = {k: v.float().expand(len(data.x), *v.shape).clone().requires_grad_() for k, v in theta.items()}
@@ -123,11 +131,11 @@ def error(outputs: Tensor, y: Tensor) -> Tensor:
 def split(support: Batch, seed: int) -> tuple[Batch, Batch]:
     """The points that are trained on, and the fifth that is held out."""
     n = support.x.shape[1]
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return tuple(Batch(support.x[:, rows], support.y[:, rows]) for rows in (order[n // HELD_OUT :], order[: n // HELD_OUT]))
+    held, rest = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).split([n // HELD_OUT, n - n // HELD_OUT])
+    return tuple(Batch(support.x[:, rows], support.y[:, rows]) for rows in (rest, held))
 
 
-def tuned_adam(shots: int, seed: int) -> tuple[dict, Tensor]:
+def tuned_adam(shots: int, seed: int) -> tuple[dict, list[int]]:
     """The entry of Adam from random weights, with one column for each bound on the number of steps; chosen rates."""
     tasks, theta, checks = fixed_tasks(shots, dtype=torch.float32), sinusoids.initial(seed), CHECKS[shots]
     rates, (kept, held) = TRIALS["Adam from scratch"], split(tasks.support, seed)
@@ -138,23 +146,23 @@ def tuned_adam(shots: int, seed: int) -> tuple[dict, Tensor]:
     steps = [torch.tensor(checks)[b % n].double().mean().item() for n, b in enumerate(best, 1)]
     about = entry("Adam from scratch", shots, seed, torch.stack(errors))
     about |= {"steps": list(checks), "chosen_steps": [tidy(s, 1e9) for s in steps]}
-    return about | {"hindsight": tidy(true.mean(2).min().item())}, best[-1] // len(checks)
+    return about | {"hindsight": tidy(true.mean(2).min().item())}, (best[-1] // len(checks)).tolist()
 
 
-def tuned_process(shots: int, seed: int) -> tuple[dict, Tensor]:
+def tuned_process(shots: int, seed: int) -> tuple[dict, list[int]]:
     """The entry of a Gaussian process whose length is chosen on held-out points; chosen lengths."""
     tasks = fixed_tasks(shots)
     kept, held = split(tasks.support, seed)
     seen, true = (torch.stack([error(gaussian_process(data, probe.x, length), probe.y) for length in
                                TRIALS["Gaussian process"]]) for data, probe in ((kept, held), tasks))  # fmt: skip
     best = seen.argmin(0)
-    return entry("Gaussian process", shots, seed, true.gather(0, best[None])), best
+    return entry("Gaussian process", shots, seed, true.gather(0, best[None])), best.tolist()
 
 
-def tuning_of(method: str, choices: list[Tensor]) -> dict:
+def tuning_of(method: str, choices: list[int]) -> dict:
     """The record of choices made task by task: how many tasks chose each value, and which was chosen most often."""
     tried = TRIALS[method]
-    counts = torch.bincount(torch.cat(choices), minlength=len(tried)).tolist()
+    counts = [choices.count(i) for i in range(len(tried))]
     return {"method": method, "tried": list(tried), "tasks": counts, "chosen": tried[counts.index(max(counts))]}
 
 
@@ -175,33 +183,67 @@ def tidy(value: float, limit: float = LARGE) -> float | None:
 # What it costs.
 
 
-def seconds_per_task() -> dict[str, float]:
-    """Median CPU seconds on one new task of 10 points, one task at a time, in plain PyTorch: of whole adaptations, or
-    of one step of Adam."""
-    task = fixed_tasks(10, 1, dtype=torch.float32)
-    support, query = (Batch(x[0], y[0]) for x, y in task)
+def seconds() -> tuple[dict[str, float], dict[str, float]]:
+    """CPU seconds of an outer step of each method, and on one new task of 40 points alone in plain PyTorch.
 
-    def steps(optimizer: Callable, count: int) -> None:
+    All take turns in five rounds, so that a busy machine is busy for all of them; each figure is a median over rounds.
+    """
+    outer = {method: partial(step_seconds, method) for method in ALGORITHMS}
+    task = fixed_tasks(40, 1, dtype=torch.float32)
+    support, query = (Batch(x[0], y[0]) for x, y in task)
+    inner = {
+        "ten steps of gradient descent": partial(plain_seconds, torch.optim.SGD, support, query, STEPS),
+        "one step of Adam": lambda: plain_seconds(torch.optim.Adam, support, query, 300) / 300,
+        "Gaussian process": partial(process_seconds, task),
+    }
+    rounds = [{name: run() for name, run in (outer | inner).items()} for _ in range(5)]
+    found = {name: float(f"{statistics.median(r[name] for r in rounds):.3g}") for name in rounds[0]}
+    return {k: found[k] for k in outer}, {k: found[k] for k in inner}
+
+
+def step_seconds(method: str) -> float:
+    """Median CPU seconds between two outer steps of the recipe, out of 200."""
+    recipe = partial(sinusoids.train, algorithm=ALGORITHMS[method])
+    marks, recipe = [], sinusoids.train_reptile if method == "Reptile" else recipe
+
+    class Marked(Sinusoids):
+        def sample(self, *arguments, **settings) -> Tasks:
+            marks.append(time.process_time())
+            return super().sample(*arguments, **settings)
+
+    sinusoids.Sinusoids = Marked
+    try:
+        recipe(0, 15000, stop=200, progress=False)
+    finally:
+        sinusoids.Sinusoids = Sinusoids
+    return statistics.median(b - a for a, b in zip(marks, marks[1:]))
+
+
+def plain_seconds(optimizer: Callable, support: Batch, query: Batch, steps: int) -> float:
+    """CPU seconds of a training loop as one writes it, and a prediction; for short ones the median of 20."""
+
+    def run() -> None:
         model = sinusoids.network()
         rule = optimizer(model.parameters(), lr=0.001)
-        for _ in range(count):
+        for _ in range(steps):
             rule.zero_grad()
             torch.nn.functional.mse_loss(model(support.x), support.y).backward()
             rule.step()
         model(query.x)
 
-    kept, held = split(task.support, 0)
+    return median_seconds(run, 1 if steps > 100 else 20)
 
-    def process() -> None:
+
+def process_seconds(task: Tasks) -> float:
+    """CPU seconds of choosing a Gaussian process on held-out points and predicting with it."""
+    fit, held = split(task.support, 0)
+
+    def run() -> None:
         for length in TRIALS["Gaussian process"]:
-            error(gaussian_process(kept, held.x, length), held.y)
+            error(gaussian_process(fit, held.x, length), held.y)
         gaussian_process(task.support, task.query.x, 2.0)
 
-    return {
-        "ten steps of gradient descent": median_seconds(lambda: steps(torch.optim.SGD, STEPS), 100),
-        "one step of Adam": median_seconds(lambda: steps(torch.optim.Adam, 200), 20) / 200,
-        "Gaussian process": median_seconds(process, 100),
-    }
+    return median_seconds(run, 20)
 
 
 def median_seconds(run: Callable, times: int) -> float:
@@ -211,17 +253,17 @@ def median_seconds(run: Callable, times: int) -> float:
         start = time.process_time()
         run()
         found.append(time.process_time() - start)
-    return float(f"{statistics.median(found):.3g}")
+    return statistics.median(found)
 
 
 def memory_of(method: str, steps: int) -> float:
-    """Peak memory growth (MiB) of 20 outer steps, in a process of its own; repeats differ by about 1 MiB."""
+    """Peak memory growth (MiB) of 20 outer steps, in a process of its own; repeats differ by a few MiB."""
     command = [sys.executable, __file__, "--measure", method, str(steps)]
     return round(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout), 1)
 
 
 def measure(method: str, steps: int) -> None:
-    """Print the growth of the peak: 25 tasks of 10 support and 10 query points, after a run that warms everything up."""
+    """Print the growth of the peak: 25 tasks of 10 support and 10 query points, after a run that warms all up."""
 
     def sample(tasks: int) -> Callable[[torch.Generator], Tasks]:
         return lambda g: Sinusoids().sample(tasks, shots=10, queries=10, generator=g)
@@ -241,19 +283,20 @@ def peak() -> float:
     return int(line.split()[1]) / 1024
 
 
-def costs(cache: Path) -> dict:
+def costs() -> dict:
     """CPU seconds and memory of meta-training, CPU seconds per new task."""
+    outer, inner = seconds()
     found = {}
-    for method in ALGORITHMS:
-        records = [trained(method, seed, cache)[1] for seed in SEEDS]
+    for method, name in RECIPES.items():
+        iterations = json.loads((results.ROOT / "weights" / f"{name}.json").read_text("utf-8"))["iterations"]
         found[method] = {
-            "seconds": [r["cpu_seconds"] for r in records],
-            "iterations": records[0]["iterations"],
-            "tasks_seen": records[0]["iterations"] * sinusoids.META_BATCH,
+            "seconds": float(f"{outer[method] * iterations:.3g}"),
+            "iterations": iterations,
+            "tasks_seen": iterations * sinusoids.META_BATCH,
             "memory": {str(steps): memory_of(method, steps) for steps in (1, 10, 40)},
         }
         print(method, found[method], flush=True)
-    return {"meta_training": found, "per_task": seconds_per_task()}
+    return {"meta_training": found, "per_task": inner}
 
 
 def main() -> None:
@@ -266,18 +309,18 @@ def main() -> None:
     if arguments.measure:
         return measure(arguments.measure[0], int(arguments.measure[1]))
     cache, entries, choices = arguments.cache, [], {"Adam from scratch": [], "Gaussian process": []}
-    content = {"tasks": TASKS, "queries": 100} | costs(cache)
-    tuning = [tune(method, trained(method, 0, cache)[0]) for method in ALGORITHMS]
+    tuning = [tune(method, trained(method, 0, cache)) for method in ALGORITHMS]
     for shots in SHOTS:
         for seed in SEEDS:
-            entries += [adapted(t["method"], trained(t["method"], seed, cache)[0], t["chosen"], shots, seed) for t in tuning]
+            for method, rate in ((t["method"], t["chosen"]) for t in tuning):
+                entries.append(adapted(method, trained(method, seed, cache), rate, shots, seed))
             for method, run in (("Gaussian process", tuned_process), ("Adam from scratch", tuned_adam)):
-                found, chosen = run(shots, seed)
+                found, chosen = remembered(cache / f"{run.__name__}-{shots}-{seed}.json", partial(run, shots, seed))
                 entries.append(found)
-                choices[method].append(chosen)
+                choices[method] += chosen
             print(*((e["method"], e["shots"], e["seed"], e["mean"]) for e in entries[-6:]), sep="\n", flush=True)
     tuning += [tuning_of(method, chosen) for method, chosen in choices.items()]
-    content |= {"tuning": tuning, "entries": entries}
+    content = {"tasks": TASKS, "queries": 100} | costs() | {"tuning": tuning, "entries": entries}
     results.write(HERE / "costs.json", "python book/09-faq/results/costs.py", depends(), content)
 
 
