@@ -83,6 +83,16 @@ def test_interrupted_and_resumed_equals_uninterrupted(stop: int, settings: str, 
     assert_identical(second, whole)
 
 
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_run_stopped_early_is_the_start_of_the_whole_run_and_can_be_resumed(settings: str, tmp_path: Path) -> None:
+    """`stop` ends the run as an interrupt would; a schedule stays that of the whole run."""
+    path, options = tmp_path / "run.pt", SETTINGS[settings]
+    whole, first = run(**options), run(stop=7, checkpoint=path, **options)
+    assert not first.finished
+    assert first.losses == whole.losses[:7]
+    assert_identical(run(checkpoint=path, **options), whole)
+
+
 @pytest.mark.parametrize("algorithm", [fomaml, reptile, joint])
 def test_resuming_works_for_every_algorithm(algorithm, tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
