@@ -12,6 +12,8 @@ from torch.utils import _pytree as pytree
 from .rules import Params, Phi, State, UpdateRule
 
 Loss = Callable[[Params, Any], Tensor]
+# With `recompute`, the last steps keep their graph: it bounds the price in time, and its memory does not grow with K.
+KEPT = 6
 
 
 class Adapted(NamedTuple):
@@ -56,8 +58,8 @@ def adapt(
         steps: K >= 0.
         phi: the rule's hyperparameters; `rule.phi` by default.
         first_order: treat g_k as constants in theta (FOMAML). phi keeps its gradient.
-        recompute: recompute each step in the backward pass instead of storing its graph: memory per step falls to
-            about the size of the parameters.
+        recompute: recompute each step but the last 6 in the backward pass instead of storing its graph: memory per
+            further step falls to about the size of the parameters.
         only: names, or prefixes that end in a dot, of the parameters to adapt; all by default.
         gradient: (params, batch) -> the loss and its gradient, if it is written out; by autograd if not.
 
@@ -71,11 +73,11 @@ def adapt(
     phi = rule.phi if phi is None else phi
     names = selected(theta, only)
     step = partial(_inner_step, gradient or partial(_by_autograd, loss, names), rule, names, first_order)
-    if recompute and not first_order and torch.is_grad_enabled():
-        step = partial(_recomputed_step, step)
+    recomputed = steps - KEPT if recompute and not first_order and torch.is_grad_enabled() else 0
     path, state, losses = [dict(theta)], rule.init({k: theta[k] for k in names}), []
     for k in range(steps):
-        params, state, value = step(path[-1], phi, state, data[k] if isinstance(data, list) else data)
+        run = partial(_recomputed_step, step) if k < recomputed else step
+        params, state, value = run(path[-1], phi, state, data[k] if isinstance(data, list) else data)
         path.append(params)
         losses.append(value.detach())
     return Adapted(path[-1], torch.stack(losses) if losses else torch.empty(0), path, state)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vmap
 
-from .probe import WRONG_UNDER_VMAP, call, check_theta, probe
+from .probe import WRONG_UNDER_VMAP, caller, check_theta, probe
 from .rules import Params
 from .tasks.base import Batch, Tasks, check_labels, check_tasks
 
@@ -116,16 +116,17 @@ def batched(model: nn.Module, loss: Callable) -> Forward:
 
 def vmapped(model: nn.Module, loss: Callable) -> Forward:
     """Stacked parameters through `torch.vmap`."""
+    run = caller(model)
 
     def outputs(params: Params, x: Tensor, stats_from: int | None) -> Tensor:
-        return vmap(lambda p, v: call(model, p, v, stats_from))(params, x)
+        return vmap(lambda p, v: run(p, v, stats_from))(params, x)
 
     return Forward(outputs, _stacked_loss(loss), True)
 
 
 def looped(model: nn.Module, loss: Callable) -> Forward:
     """One task at a time."""
-    return Forward(lambda params, x, stats_from: call(model, params, x, stats_from), loss, False)
+    return Forward(caller(model), loss, False)
 
 
 def unstack(tasks: Tasks) -> Iterator[Tasks]:

@@ -1,5 +1,6 @@
 """Calling a model as a function of its parameters, and looking at it: which operations it runs, what it returns."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -26,10 +27,25 @@ class Probe(NamedTuple):
     outputs: torch.Size
 
 
+def caller(model: nn.Module) -> Callable[..., Tensor]:
+    """(params, x, stats_from) -> the model's outputs, with all that stays the same between calls looked up once.
+
+    The model's buffers stay as they are, since copies (in the dtype of x) are handed in.
+    """
+    buffers = dict(model.named_buffers())
+    names = [dict(model.named_parameters(remove_duplicate=once)).keys() for once in (True, False)]
+
+    def run(params: Params, x: Tensor, stats_from: int | None = None) -> Tensor:
+        state = params | {name: _follow(b, x).clone() for name, b in buffers.items()}
+        kwargs = {} if stats_from is None else {"stats_from": stats_from}
+        return functional_call(model, state, (x,), kwargs, tie_weights=names[0] != names[1])
+
+    return run
+
+
 def call(model: nn.Module, params: Params, x: Tensor, stats_from: int | None = None) -> Tensor:
-    """The model's outputs at `params`; its buffers stay as they are, since copies (in the dtype of x) are handed in."""
-    state = params | {name: _follow(b, x).clone() for name, b in model.named_buffers()}
-    return functional_call(model, state, (x,), {} if stats_from is None else {"stats_from": stats_from})
+    """The model's outputs at `params`, once: see `caller`."""
+    return caller(model)(params, x, stats_from)
 
 
 _seen: WeakKeyDictionary = WeakKeyDictionary()

@@ -11,6 +11,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from metalearn_utils import parallel  # noqa: E402
 
 torch.set_num_threads(1)
+INNER_LOOP = sys.modules["metalearn_utils.adapt"]
+
+
+@pytest.fixture(autouse=True)
+def every_step_is_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`recompute=True` on few steps too, so that small tests reach it."""
+    monkeypatch.setattr(INNER_LOOP, "KEPT", 0)
 
 
 @pytest.fixture

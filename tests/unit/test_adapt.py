@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import F64
+from conftest import INNER_LOOP
 from torch import Tensor
 
 from metalearn_utils.adapt import adapt
@@ -92,6 +93,22 @@ def test_recomputing_stores_no_graph_of_the_loss(recompute: bool) -> None:
     assert len(calls) == 3
     torch.autograd.grad(end["a.w"].sum(), leaves["a.w"])
     assert len(calls) == (6 if recompute else 3)
+
+
+def test_the_last_steps_keep_their_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 5 steps 3 are recomputed if 2 are kept, and the derivative is that of the unrolled loop, 0.75^5."""
+    monkeypatch.setattr(INNER_LOOP, "KEPT", 2)
+    calls = []
+
+    def counted(params: Params, centre: Tensor) -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        return bowl(params, centre)
+
+    leaves = {k: v.clone().requires_grad_() for k, v in THETA.items()}
+    end = adapt(counted, leaves, CENTRE, sgd(0.25), 5, recompute=True).params
+    (slope,) = torch.autograd.grad(end["a.w"].sum(), leaves["a.w"])
+    assert len(calls) == 5 + 3
+    assert slope.tolist() == pytest.approx([0.75**5] * 2, rel=1e-14)
 
 
 def test_recomputing_carries_integers_and_frozen_parameters() -> None:

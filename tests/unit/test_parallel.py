@@ -3,13 +3,13 @@
 import pytest
 import torch
 from cases import image_learner, images, regression, regression_learner, small_conv
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metalearn_utils.evaluate import evaluate
 from metalearn_utils.meta import Learner, fomaml, joint, maml, reptile
 from metalearn_utils.convnets import conv4
-from metalearn_utils.parallel import choose, cross_entropy, unstack
+from metalearn_utils.parallel import choose, cross_entropy, forward_of, mse, unstack
 from metalearn_utils.probe import probe
 from metalearn_utils.rules import adam, momentum, per_parameter, per_step, rmsprop, sgd
 
@@ -125,3 +125,26 @@ def test_a_stray_cpu_tensor_would_be_found() -> None:
     theta = {k: v.detach().to("meta") for k, v in model.named_parameters()}
     with pytest.raises(ValueError, match="the model takes no examples .* device"):
         maml(Learner(model, learner.loss, sgd(0.1), 1), theta, tasks.to("meta"))
+
+
+class Tied(nn.Module):
+    """One weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("kind", ["vmap", "loop"])
+def test_tied_weights_stay_tied(kind: str, force) -> None:
+    """y = w^2 x with w = 3 handed in: both names follow."""
+    force(kind)
+    model = Tied().double()
+    y = forward_of(model, mse, regression(4, 2, 2)).outputs
+    theta, x = {"first.weight": torch.full((1, 1), 3.0, dtype=torch.float64)}, torch.ones(2, 1, dtype=torch.float64)
+    out = y({k: v.expand(4, 1, 1) for k, v in theta.items()}, x.expand(4, 2, 1), None) if kind == "vmap" else y(theta, x, None)
+    assert torch.equal(out, torch.full_like(out, 9.0))
