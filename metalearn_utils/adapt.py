@@ -21,7 +21,8 @@ class Adapted(NamedTuple):
 
     Attributes:
         params: theta_K.
-        losses: the loss before each step, shape [steps] (or [steps, tasks] for stacked parameters).
+        losses: the loss before each step, shape [steps] (or [steps, tasks] for stacked parameters); differentiable as
+            `params` is. In first order its derivative in theta_k is the constant g_k.
         path: theta_0, ..., theta_K, so that every step can be scored.
         state: the rule's last state.
     """
@@ -40,6 +41,7 @@ def adapt(
     steps: int,
     *,
     phi: Phi | None = None,
+    state: State | None = None,
     first_order: bool = False,
     recompute: bool = False,
     only: Sequence[str] | None = None,
@@ -57,6 +59,8 @@ def adapt(
         rule: the update rule.
         steps: K >= 0.
         phi: the rule's hyperparameters; `rule.phi` by default.
+        state: the rule's state to go on from; by default `rule.init` of the parameters to adapt. A rule that reads the
+            loss keeps a slot "loss" in it, which is filled before each update.
         first_order: treat g_k as constants in theta (FOMAML). phi keeps its gradient.
         recompute: recompute each step but the last 6 in the backward pass instead of storing its graph: memory per
             further step falls to about the size of the parameters.
@@ -74,12 +78,13 @@ def adapt(
     names = selected(theta, only)
     step = partial(_inner_step, gradient or partial(_by_autograd, loss, names), rule, names, first_order)
     recomputed = steps - KEPT if recompute and not first_order and torch.is_grad_enabled() else 0
-    path, state, losses = [dict(theta)], rule.init({k: theta[k] for k in names}), []
+    state = rule.init({k: theta[k] for k in names}) if state is None else state
+    path, losses = [dict(theta)], []
     for k in range(steps):
         run = partial(_recomputed_step, step) if k < recomputed else step
         params, state, value = run(path[-1], phi, state, data[k] if isinstance(data, list) else data)
         path.append(params)
-        losses.append(value.detach())
+        losses.append(value)
     return Adapted(path[-1], torch.stack(losses) if losses else torch.empty(0), path, state)
 
 
@@ -103,6 +108,10 @@ def _inner_step(
 ) -> tuple[Params, State, Tensor]:  # fmt: skip
     with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
         value, grads = gradient(params, data)
+    if first_order and learned(phi):
+        value = with_gradient(value, grads, params)
+    if "loss" in state:
+        state = state | {"loss": value.detach() if first_order else value}
     updates, state = rule.update(phi, {k: grads[k] for k in names}, state)
     return params | {k: params[k] + updates[k].to(params[k].dtype) for k in names}, state, value
 
@@ -115,7 +124,19 @@ def _by_autograd(loss: Loss, names: list[str], params: Params, data: Any) -> tup
         value = _checked(loss(at, data))
         wanted, ones = [at[k] for k in names], torch.ones_like(value)
         grads = torch.autograd.grad(value, wanted, ones, create_graph=second_order, allow_unused=True)
-    return value, {k: _used(k, g) for k, g in zip(names, grads)}
+    return value if second_order else value.detach(), {k: _used(k, g) for k, g in zip(names, grads)}
+
+
+def learned(phi: Phi) -> bool:
+    """Whether a derivative in phi is wanted here."""
+    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in pytree.tree_leaves(phi))
+
+
+def with_gradient(value: Tensor, grads: Params, params: Params) -> Tensor:
+    """`value` [] or [tasks], with `grads` as its constant derivative in `params`: value + <g, theta - detach(theta)>."""
+    lead = value.dim()
+    moved = [(g.detach() * (params[k] - params[k].detach())).reshape(*g.shape[:lead], -1).sum(-1) for k, g in grads.items()]
+    return value.detach() + sum(moved)
 
 
 def _checked(value: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ def statistics_of_everything(patch: pytest.MonkeyPatch) -> None:
 
 
 def shared_buffers(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(parallel, "call", lambda model, params, x, _=None: functional_call(model, params, (x,)))
+    patch.setattr(parallel, "caller", lambda model: lambda params, x, _=None: functional_call(model, params, (x,)))
 
 
 def constant_statistics(patch: pytest.MonkeyPatch) -> None:
