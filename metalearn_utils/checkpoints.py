@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-FORMAT = "metalearn_utils checkpoint 1"
+FORMAT = "metalearn_utils checkpoint 2"
 
 
 class CheckpointError(RuntimeError):

@@ -14,12 +14,13 @@ import pytest
 import torch
 from cases import F64, image_learner, images, largest_difference, regression, regression_learner, seeded
 
-from metalearn_utils import train
+from metalearn_utils import checkpoints, runs, train
 from metalearn_utils.meta import fomaml, joint, maml, reptile, supervised
 from metalearn_utils.prototypes import Prototypes, prototypical
 from metalearn_utils.rules import sgd
 from metalearn_utils.tasks.base import Batch
-from metalearn_utils.train import CheckpointError, DivergedError, meta_train
+from metalearn_utils.checkpoints import CheckpointError
+from metalearn_utils.train import DivergedError, meta_train
 
 ITERATIONS = 14
 
@@ -102,7 +103,7 @@ def test_resuming_works_for_every_algorithm(algorithm, tmp_path: Path) -> None:
 
 def test_a_replayed_run_resumes_bit_for_bit_too(monkeypatch, tmp_path: Path) -> None:
     """Long runs replay a recorded graph; it is recorded anew after the interrupt."""
-    monkeypatch.setattr(train, "WORTH_TRACING", 3)
+    monkeypatch.setattr(runs, "WORTH_TRACING", 3)
     path = tmp_path / "run.pt"
     whole = run()
     run(sampling(7, interrupt), checkpoint=path)
@@ -113,10 +114,10 @@ def test_a_replayed_run_resumes_bit_for_bit_too(monkeypatch, tmp_path: Path) -> 
 def test_a_replayed_run_equals_an_ordinary_one(settings: str, monkeypatch) -> None:
     """The same losses to 1e-12, and the recording was really used."""
     ordinary = run(**SETTINGS[settings])
-    monkeypatch.setattr(train, "WORTH_TRACING", 3)
+    monkeypatch.setattr(runs, "WORTH_TRACING", 3)
     used = []
-    right = train.Replay.__call__
-    monkeypatch.setattr(train.Replay, "__call__", lambda self, *a: (right(self, *a), used.append(self.graph))[0])
+    right = runs.Replay.__call__
+    monkeypatch.setattr(runs.Replay, "__call__", lambda self, *a: (right(self, *a), used.append(self.graph))[0])
     replayed = run(**SETTINGS[settings])
     assert len(used) == ITERATIONS
     assert all(graph is not None for graph in used)
@@ -132,7 +133,7 @@ def test_a_replayed_run_computes_tasks_of_other_shapes_in_the_ordinary_way(monke
         return lambda g: regression(4, next(sizes), 6, seed=int(torch.randint(1 << 30, (), generator=g)))
 
     ordinary = run(draw_with(shots()))
-    monkeypatch.setattr(train, "WORTH_TRACING", 3)
+    monkeypatch.setattr(runs, "WORTH_TRACING", 3)
     assert run(draw_with(shots())).losses == pytest.approx(ordinary.losses, rel=1e-12)
 
 
@@ -151,14 +152,14 @@ def test_killed_between_checkpoints_and_resumed_equals_uninterrupted(tmp_path: P
     folders = os.pathsep.join([str(here.parents[1]), str(here.parent)])
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": folders}, timeout=120)
     assert done.returncode == -signal.SIGKILL
-    assert len(train.read_checkpoint(path)["losses"]) == 10
+    assert len(checkpoints.read_checkpoint(path)["losses"]) == 10
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
     assert_identical(run(checkpoint=path), run())
 
 
 def forgetting(part: str):
-    """`_Run.load`, but one part of the checkpoint is not restored."""
-    right = train._Run.load
+    """`Run.load`, but one part of the checkpoint is not restored."""
+    right = runs.Run.load
 
     def load(self, path: Path) -> None:
         kept = {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
@@ -178,7 +179,7 @@ def test_resuming_without_one_part_of_the_checkpoint_would_be_noticed(part: str,
     """A planted bug: each part of the checkpoint is needed for equality to the last bit."""
     path, whole = tmp_path / "run.pt", run()
     run(sampling(7, interrupt), checkpoint=path)
-    monkeypatch.setattr(train._Run, "load", forgetting(part))
+    monkeypatch.setattr(runs.Run, "load", forgetting(part))
     with pytest.raises(AssertionError):
         assert_identical(run(checkpoint=path), whole)
 
@@ -300,7 +301,7 @@ def test_divergence_stops_with_the_iteration_and_the_checkpoint(tmp_path: Path) 
         run(draw, checkpoint=path)
     assert str(path) in str(caught.value)
     assert "Try a smaller inner or outer step size" in str(caught.value)
-    assert len(train.read_checkpoint(path)["losses"]) == 5
+    assert len(checkpoints.read_checkpoint(path)["losses"]) == 5
     assert_identical(run(checkpoint=path), run())
 
 
@@ -329,7 +330,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "run.pt"
     for content in (pickle.dumps(Malicious(), protocol=2), None):
-        path.write_bytes(content) if content else torch.save({"format": train.FORMAT, "leaves": Malicious()}, path)
+        path.write_bytes(content) if content else torch.save({"format": checkpoints.FORMAT, "leaves": Malicious()}, path)
         with pytest.raises(CheckpointError, match="run.pt is truncated or not a checkpoint"):
             run(checkpoint=path)
     assert not (tmp_path / "hacked").exists()
@@ -339,7 +340,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch) -> None:
 def test_a_foreign_checkpoint_is_refused(content, tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match="run.pt is foreign: expected format 'metalearn_utils checkpoint 1'"):
+    with pytest.raises(CheckpointError, match="run.pt is foreign: expected format 'metalearn_utils checkpoint 2'"):
         run(checkpoint=path)
 
 
@@ -376,7 +377,7 @@ def test_a_checkpoint_of_another_learner_is_refused(other: dict, tmp_path: Path)
 @pytest.mark.parametrize("moment", ["save", "fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(moment: str, monkeypatch, tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
-    train.write_atomically(path, {"old": 1})
+    checkpoints.write_atomically(path, {"old": 1})
 
     def fail(*args, **kwargs):
         if moment == "save":
@@ -385,7 +386,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(moment: str, monkey
 
     monkeypatch.setattr(*{"save": (torch, "save"), "fsync": (os, "fsync"), "replace": (os, "replace")}[moment], fail)
     with pytest.raises(OSError, match="No space left"):
-        train.write_atomically(path, {"new": 2})
+        checkpoints.write_atomically(path, {"new": 2})
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
     assert torch.load(path, weights_only=True) == {"old": 1}
@@ -410,7 +411,7 @@ def test_bad_counts_are_named(settings: dict, message: str) -> None:
 
 def test_faulty_tasks_are_refused_in_long_runs_too(monkeypatch) -> None:
     """A recorded graph must not swallow the named error of its first call."""
-    monkeypatch.setattr(train, "WORTH_TRACING", 3)
+    monkeypatch.setattr(runs, "WORTH_TRACING", 3)
     tasks = regression(4, 5, 6)
     faulty = tasks._replace(support=tasks.support._replace(x=tasks.support.x * float("nan")))
     with pytest.raises(ValueError, match="tasks.support.x must be finite"):

@@ -1,0 +1,218 @@
+"""The gradient of a training run in the rule's phi: six estimators behind one signature.
+
+Each is (rule, phi, problem, carry, generator) -> Estimate, made by a function that takes its settings. `carry` is None at
+the start of a run and is handed on from window to window; an estimator that works on whole runs returns None again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .adapt import adapt
+from .population import antithetic, population, repeat
+from .progress import check_counts
+from .rules import Params, Phi, State, UpdateRule
+from .tasks.problems import Problem
+
+
+class Carry(NamedTuple):
+    """Where a run stands between windows.
+
+    Attributes:
+        step: steps taken.
+        params, state: of every task (and copy of the rule).
+        noise: PES: the sum of each pair's perturbations so far, [pairs, ...]; None otherwise.
+    """
+
+    step: int
+    params: Params
+    state: State
+    noise: Phi | None = None
+
+
+class Estimate(NamedTuple):
+    """An estimate of a meta-gradient.
+
+    Attributes:
+        loss: the meta-loss of this window, a scalar; for perturbed rules its mean over the copies.
+        phi: the estimated gradient.
+        carry: where to go on; None when the run has reached its horizon.
+    """
+
+    loss: Tensor
+    phi: Phi
+    carry: Carry | None
+
+
+Estimator = Callable[[UpdateRule, Phi, Problem, Carry | None, torch.Generator], Estimate]
+
+
+@dataclass(frozen=True)
+class MetaLoss:
+    """What a run is judged by: the mean over its losses after each step, or the last one alone.
+
+    Attributes:
+        final: judge by the loss after the last step only.
+        log: take log10 of the loss above the optimum, held within [-16, 16].
+        score: judge by the mean of `problem.scores[score]` at the last parameters instead, e.g. "validation loss".
+    """
+
+    final: bool = False
+    log: bool = False
+    score: str | None = None
+
+    def __call__(self, problem: Problem, losses: Tensor, params: Params, done: bool) -> Tensor:
+        """Meta-losses [tasks] of a window with losses [steps, tasks]; `done` says whether the run ends with it."""
+        if self.score is not None:
+            return problem.scores[self.score](params) if done else torch.zeros_like(losses[-1])
+        if self.log:
+            losses = problem.excess(losses).clamp(1e-16, 1e16).log10()
+        if self.final:
+            return losses[-1] if done else torch.zeros_like(losses[-1])
+        return losses.mean(0)
+
+
+def run(
+    rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, steps: int, stop_gradient: bool = False
+) -> tuple[Tensor, Carry]:
+    """Take `steps` steps on every task; the loss after each of them, [steps, tasks], and where the run then stands.
+
+    Args:
+        carry: where to go on; None starts at `problem.theta`, with the scale 1 / L of each task where it is known.
+        stop_gradient: treat the gradients that the rule sees as constants, as Andrychowicz et al. (2016) do.
+    """
+    carry = begin(rule, problem) if carry is None else carry
+    data = [problem.data(carry.step + k) for k in range(steps)]
+    found = adapt(
+        problem.loss, carry.params, data, rule, steps,
+        phi=phi, state=carry.state, first_order=stop_gradient, gradient=problem.gradient,
+    )  # fmt: skip
+    last = problem.loss(found.params, problem.data(carry.step + steps))
+    if last.shape != (len(problem),):
+        raise ValueError(f"problem.loss must return one number per task, [{len(problem)}], got {tuple(last.shape)}")
+    return torch.stack([*found.losses[1:], last]), Carry(carry.step + steps, found.params, found.state, carry.noise)
+
+
+def begin(rule: UpdateRule, problem: Problem) -> Carry:
+    """The start of a run: a learned rule's scale "lr" is 1 / L where the problem knows it."""
+    state = rule.init(problem.theta)
+    if "lr" in state and "L" in problem.facts:
+        state = state | {"lr": 1 / problem.facts["L"]}
+    return Carry(0, problem.theta, state)
+
+
+def unrolled(horizon: int, meta_loss: MetaLoss = MetaLoss(), stop_gradient: bool = False) -> Estimator:
+    """Back-propagation through a whole run of `horizon` steps: exact, or with constant gradients."""
+    return truncated(horizon, horizon, meta_loss, stop_gradient)
+
+
+def truncated(window: int, horizon: int, meta_loss: MetaLoss = MetaLoss(), stop_gradient: bool = False) -> Estimator:
+    """Back-propagation through windows of a run; parameters and state are constants where a window begins."""
+    _check(window, horizon)
+
+    def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
+        leaves = pytree.tree_map(lambda v: v.detach().requires_grad_(), phi)
+        with torch.enable_grad():
+            losses, after = run(rule, leaves, problem, carry, window, stop_gradient)
+            loss = meta_loss(problem, losses, after.params, after.step >= horizon).mean()
+        grads = _gradient(loss, leaves)
+        return Estimate(loss.detach(), grads, None if after.step >= horizon else _detached(after))
+
+    return estimate
+
+
+def es(horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Estimator:
+    """Antithetic evolution strategies on whole runs: mean of e (F(phi + e) - F(phi - e)) / (2 sigma^2).
+
+    It is the gradient of the smoothed meta-loss E F(phi + e), e normal with standard deviation sigma. All copies run
+    as one stacked batch, and nothing is stored for a backward pass.
+    """
+    _check(horizon, horizon, pairs=pairs)
+
+    def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
+        copies, noise = antithetic(phi, pairs, sigma, generator)
+        losses, _ = _run_copies(rule, copies, problem, None, horizon, horizon, meta_loss)
+        return Estimate(losses.mean(), _weigh(noise, losses, sigma), None)
+
+    return estimate
+
+
+def truncated_es(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Estimator:
+    """Evolution strategies window by window; every window starts where the unperturbed rule stands (biased)."""
+    _check(window, horizon, pairs=pairs)
+
+    def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
+        copies, noise = antithetic(phi, pairs, sigma, generator)
+        carry = begin(rule, problem) if carry is None else carry
+        losses, _ = _run_copies(rule, copies, problem, _copied(carry, 2 * pairs), window, horizon, meta_loss)
+        with torch.no_grad():
+            _, after = run(rule, phi, problem, carry, window)
+        return Estimate(losses.mean(), _weigh(noise, losses, sigma), None if after.step >= horizon else after)
+
+    return estimate
+
+
+def pes(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Estimator:
+    """Persistent evolution strategies (Vicol et al. 2021, Algorithm 2): windows without truncation bias.
+
+    Every perturbed copy keeps its own parameters and state from window to window, and its loss is weighed by the sum of
+    all perturbations that it has met, not by the last one.
+    """
+    _check(window, horizon, pairs=pairs)
+
+    def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
+        copies, noise = antithetic(phi, pairs, sigma, generator)
+        met = noise if carry is None else pytree.tree_map(torch.add, carry.noise, noise)
+        losses, after = _run_copies(rule, copies, problem, carry, window, horizon, meta_loss)
+        after = None if after.step >= horizon else after._replace(noise=met)
+        return Estimate(losses.mean(), _weigh(met, losses, sigma), after)
+
+    return estimate
+
+
+def _run_copies(rule, copies: Phi, problem: Problem, carry, steps: int, horizon: int, meta_loss) -> tuple[Tensor, Carry]:
+    """The meta-loss of each perturbed copy of the rule, [copies], and where all of them stand."""
+    n = len(pytree.tree_leaves(copies)[0])
+    many = repeat(problem, n)
+    with torch.no_grad():
+        losses, after = run(population(rule, n), copies, many, carry, steps)
+        found = meta_loss(many, losses, after.params, after.step >= horizon)
+    return found.reshape(n, -1).mean(1), after
+
+
+def _weigh(noise: Phi, losses: Tensor, sigma: float) -> Phi:
+    """Mean over pairs of noise * (loss of phi + e minus loss of phi - e) / (2 sigma^2)."""
+    plus, minus = losses.chunk(2)
+    weight = (plus - minus) / (2 * sigma**2 * len(plus))
+    return pytree.tree_map(lambda v: torch.tensordot(weight.to(v.dtype), v, 1), noise)
+
+
+def _copied(carry: Carry, copies: int) -> Carry:
+    """The same standing for every copy."""
+    def many(v):
+        return v.repeat(copies, *[1] * (v.dim() - 1)) if isinstance(v, Tensor) else v
+
+    return carry._replace(params=pytree.tree_map(many, carry.params), state=pytree.tree_map(many, carry.state))
+
+
+def _detached(carry: Carry) -> Carry:
+    return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, carry)
+
+
+def _gradient(loss: Tensor, phi: Phi) -> Phi:
+    """d loss / d phi; zero where the loss does not depend on a leaf in this window."""
+    leaves, spec = pytree.tree_flatten(phi)
+    if not loss.requires_grad:
+        return pytree.tree_map(torch.zeros_like, phi)
+    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return pytree.tree_unflatten([torch.zeros_like(v) if g is None else g for v, g in zip(leaves, grads)], spec)
+
+
+def _check(window: int, horizon: int, **counts: int) -> None:
+    check_counts(window=window, horizon=horizon, **counts)
+    if window < 1 or horizon < window or horizon % window:
+        raise ValueError(f"horizon must be a positive multiple of window, got horizon={horizon} and window={window}")
