@@ -24,7 +24,7 @@ PARTS = (
     (74, "=", "", "", None),
     (110, "θ", "t", "the start, θ₀|learned by MAML", "05-practice/maml-from-scratch.html"),
     (146, "+", "", "", None),
-    (178, "u", "φ", "the rule: fixed, or|learned (chapter 3)", "01-background/the-idea.html"),
+    (178, "u", "φ", "the rule: fixed,|or learned", "01-background/the-idea.html"),
     (215, "(", "", "", None),
     (230, "g", "t", "the gradient, and|its own gradient", "02-concepts/gradients-of-gradients.html"),
     (262, ",", "", "", None),
