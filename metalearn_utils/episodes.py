@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .estimators import Carry, Estimator
+from .estimators import Carry, Estimate
 from .meta import MetaGradient
 from .rules import Params, UpdateRule
 from .runs import Trained
@@ -16,7 +16,7 @@ from .train import meta_train
 class Episodes:
     """The runs of one meta-training, as `meta_train` takes a learner: where the present run stands is part of it."""
 
-    def __init__(self, rule: UpdateRule, sample: Callable[[torch.Generator], Problem], estimator: Estimator) -> None:
+    def __init__(self, rule: UpdateRule, sample: Callable[[torch.Generator], Problem], estimator: Callable[..., Estimate]) -> None:
         self.rule, self.sample, self.estimator = rule, sample, estimator
         self.problem: Problem | None = None
         self.carry: Carry | None = None
@@ -46,7 +46,7 @@ class Episodes:
 def train_rule(
     rule: UpdateRule,
     sample: Callable[[torch.Generator], Problem],
-    estimator: Estimator,
+    estimator: Callable[..., Estimate],
     iterations: int,
     *,
     lr: float = 3e-3,

@@ -48,9 +48,6 @@ class Estimate(NamedTuple):
     carry: Carry | None
 
 
-Estimator = Callable[[UpdateRule, Phi, Problem, Carry | None, torch.Generator], Estimate]
-
-
 @dataclass(frozen=True)
 class MetaLoss:
     """What a run is judged by: the mean over its losses after each step, or the last one alone.
@@ -105,12 +102,12 @@ def begin(rule: UpdateRule, problem: Problem) -> Carry:
     return Carry(0, problem.theta, state)
 
 
-def unrolled(horizon: int, meta_loss: MetaLoss = MetaLoss(), stop_gradient: bool = False) -> Estimator:
+def unrolled(horizon: int, meta_loss: MetaLoss = MetaLoss(), stop_gradient: bool = False) -> Callable[..., Estimate]:
     """Back-propagation through a whole run of `horizon` steps: exact, or with constant gradients."""
     return truncated(horizon, horizon, meta_loss, stop_gradient)
 
 
-def truncated(window: int, horizon: int, meta_loss: MetaLoss = MetaLoss(), stop_gradient: bool = False) -> Estimator:
+def truncated(window: int, horizon: int, meta_loss: MetaLoss = MetaLoss(), stop_gradient: bool = False) -> Callable[..., Estimate]:
     """Back-propagation through windows of a run; parameters and state are constants where a window begins."""
     _check(window, horizon)
 
@@ -125,7 +122,7 @@ def truncated(window: int, horizon: int, meta_loss: MetaLoss = MetaLoss(), stop_
     return estimate
 
 
-def es(horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Estimator:
+def es(horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Callable[..., Estimate]:
     """Antithetic evolution strategies on whole runs: mean of e (F(phi + e) - F(phi - e)) / (2 sigma^2).
 
     It is the gradient of the smoothed meta-loss E F(phi + e), e normal with standard deviation sigma. All copies run
@@ -141,7 +138,7 @@ def es(horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss())
     return estimate
 
 
-def truncated_es(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Estimator:
+def truncated_es(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Callable[..., Estimate]:
     """Evolution strategies window by window; every window starts where the unperturbed rule stands (biased)."""
     _check(window, horizon, pairs=pairs)
 
@@ -156,7 +153,7 @@ def truncated_es(window: int, horizon: int, pairs: int, sigma: float, meta_loss:
     return estimate
 
 
-def pes(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Estimator:
+def pes(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Callable[..., Estimate]:
     """Persistent evolution strategies (Vicol et al. 2021, Algorithm 2): windows without truncation bias.
 
     Every perturbed copy keeps its own parameters and state from window to window, and its loss is weighed by the sum of

@@ -18,7 +18,7 @@ def inner(a: Params, b: Params, lead: int) -> Tensor:
 
 
 def log_norm(a: Params, lead: int) -> Tensor:
-    """log |a| over all parameters of a task, finite at zero."""
+    """The logarithm of the norm of a, over all parameters of a task; finite at zero."""
     return 0.5 * (inner(a, a, lead) + TINY).log()
 
 
@@ -70,7 +70,10 @@ def run_perceptron(phi: Phi, x: Tensor, activation=torch.tanh) -> Tensor:
 
 
 def log_sign(g: Tensor, p: float = 10.0) -> Tensor:
-    """Andrychowicz et al. (2016), appendix A: (log|g| / p, sign g) where |g| >= e^-p, else (-1, e^p g); [..., 2]."""
+    """Andrychowicz et al. (2016), appendix A, [..., 2].
+
+    (log abs(g) / p, sign g) where abs(g) >= e^-p, else (-1, e^p g).
+    """
     size = g.abs()
     large = size >= torch.exp(torch.tensor(-p))
     first = torch.where(large, size.clamp_min(TINY).log() / p, -1.0)

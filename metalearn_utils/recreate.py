@@ -7,7 +7,7 @@ import torch
 
 from .recipes import EXACT, RECIPES
 from .recipes.fonts import without_head
-from .train import Trained
+from .runs import Trained
 from .weights import FOLDER, save_weights
 
 REPEATED = 50

@@ -80,7 +80,7 @@ def quadratic_gradient(params: Params, data: tuple[Tensor, Tensor]) -> tuple[Ten
 
 
 class LeastSquares:
-    """f = |W theta - y|² with W and y normal, theta_0 normal: the quadratics of Andrychowicz et al. (2016), section 3.1."""
+    """f = (W theta - y)² summed, with W and y normal, theta_0 normal: the quadratics of Andrychowicz et al. (2016), section 3.1."""
 
     def __init__(self, dim: int = 10) -> None:
         self.dim = dim
@@ -94,7 +94,7 @@ class LeastSquares:
 
 
 def squares_loss(params: Params, data: tuple[Tensor, Tensor]) -> Tensor:
-    """|W theta - y|², [tasks]."""
+    """The sum of squares of W theta - y, [tasks]."""
     return squares_gradient(params, data)[0]
 
 
@@ -106,7 +106,7 @@ def squares_gradient(params: Params, data: tuple[Tensor, Tensor]) -> tuple[Tenso
 
 
 class LogisticRegression:
-    """Two classes, mean logistic loss plus 1e-3 |theta|² / 2; inputs with a log-uniform spread of scales.
+    """Two classes, mean logistic loss plus 1e-3 theta² / 2; inputs with a log-uniform spread of scales.
 
     Args:
         examples: number of examples n of each task.
