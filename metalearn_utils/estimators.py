@@ -24,7 +24,8 @@ class Carry(NamedTuple):
 
     Attributes:
         step: steps taken.
-        params, state: of every task (and copy of the rule).
+        params: of every task (and copy of the rule).
+        state: the rule's, likewise.
         noise: PES: the sum of each pair's perturbations so far, [pairs, ...]; None otherwise.
     """
 
