@@ -81,8 +81,10 @@ def svg(fig: Figure, alt: str) -> str:
 
 
 def _settle(fig: Figure) -> None:
-    """Panel titles at the left and in the book's size; the layout computed once, so that every form has the same."""
+    """Panel titles at the left, legends without a box; the layout computed once, so that every form has the same."""
     for ax in fig.axes:
+        if legend := ax.get_legend():
+            legend.set_frame_on(False)
         if text := ax.get_title(loc="center"):
             ax.set_title("", loc="center")
             ax.set_title(text, loc="left")

@@ -13,25 +13,30 @@ FRAMES, KILOBYTES = 25, 60
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def scrub(frames: Sequence[Figure], name: str, values: Sequence[object], alt: str) -> None:
+def scrub(frames: Sequence[Figure], name: str, values: Sequence[object], alt: str, title: str = "") -> None:
     """Show one of several figures, chosen by a slider: drag it, or focus it and use the arrow keys.
 
-    Viewers without widgets show the first frame. The text summary holds the end values of all frames.
+    Viewers without widgets, and the page without scripts, show the first frame. The text summary holds the end values
+    of all frames.
 
     Args:
         frames: figures of one size and with the same axis limits; at most 25, and 60 kB together when compressed.
         name: what the slider changes, e.g. "inner step".
         values: its value for each frame, shown above it.
         alt: what a reader who cannot see the frames needs to know.
+        title: what the frames show, in a sentence; it stands above each of them, before its value.
 
     Raises:
         ValueError: no frames, too many or too large ones, a different number of values, or a blank name or text.
     """
-    pages = _pages(frames, name, values, alt)
+    captions = [f"{title} ({name} {value})" if title else f"{name} {value}" for value in values]
+    pages = _pages(frames, name, values, alt, captions)
     box = _slider(pages, name)
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-    first = bundle(frames[0], f"{name} {values[0]}", _alt(alt, name, values[0]))
-    display(first | {VIEW: view, "text/plain": _text(frames, name, values, alt)}, raw=True)
+    first = bundle(frames[0], captions[0], _alt(alt, name, values[0]))
+    text = "\n".join([*[title] * bool(title), _text(frames, name, values, alt)])
+    display(first | {VIEW: view, "text/plain": text}, raw=True)
+    display({"text/html": f"<noscript>{pages[0]}</noscript>", "text/plain": ""}, raw=True)
 
 
 def _slider(pages: Sequence[str], name: str) -> widgets.VBox:
@@ -47,7 +52,9 @@ def _slider(pages: Sequence[str], name: str) -> widgets.VBox:
     return widgets.VBox([slider, shown], layout=wide)
 
 
-def _pages(frames: Sequence[Figure], name: str, values: Sequence[object], alt: str) -> list[str]:
+def _pages(
+    frames: Sequence[Figure], name: str, values: Sequence[object], alt: str, captions: Sequence[str]
+) -> list[str]:
     if not 1 <= len(frames) <= FRAMES:
         raise ValueError(f"frames must hold 1 to {FRAMES} figures, got {len(frames)}")
     if len(values) != len(frames):
@@ -55,7 +62,7 @@ def _pages(frames: Sequence[Figure], name: str, values: Sequence[object], alt: s
     for argument, text in (("name", name), ("alt", alt)):
         if not text.strip():
             raise ValueError(f"{argument} must say what the slider or its frames show, got {text!r}")
-    pages = [framed(fig, f"{name} {value}", _alt(alt, name, value)) for fig, value in zip(frames, values)]
+    pages = [framed(fig, text, _alt(alt, name, value)) for fig, text, value in zip(frames, captions, values)]
     size = len(gzip.compress("".join(pages).encode(), mtime=0)) / 1000
     if size > KILOBYTES:
         raise ValueError(f"frames must take at most {KILOBYTES} kB compressed, got {size:.0f}: draw fewer points")

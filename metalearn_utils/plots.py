@@ -95,7 +95,7 @@ def level(ax: Axes, y: float, name: str) -> None:
     """A thin dashed line at a known constant, with its name on it."""
     ax.axhline(y, color=INK, lw=1, ls=(0, (4, 3)), alpha=0.7, label="_" + name)
     ax.annotate(name, (0.99, y), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-                ha="right", va="bottom", fontsize=9, color=INK)  # fmt: skip
+                ha="right", va="bottom", fontsize=10, color=INK)  # fmt: skip
 
 
 def label_ends(ax: Axes) -> None:
@@ -138,7 +138,7 @@ def intervals(rows: Mapping[str, tuple[float, float]], *, levels: Mapping[str, f
     dots(ax, rows, digits)
     for name, x in (levels or {}).items():
         ax.axvline(x, color=INK, lw=1, ls=(0, (4, 3)), alpha=0.7, label="_" + name)
-        ax.annotate(name, (x, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9, color=INK)
+        ax.annotate(name, (x, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=10, color=INK)
     ax.set_xlabel(xlabel)
     return ax.figure
 

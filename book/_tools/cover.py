@@ -24,14 +24,14 @@ PARTS = (
     (74, "=", "", "", None),
     (110, "θ", "t", "the start, θ₀|learned by MAML", "05-practice/maml-from-scratch.html"),
     (146, "+", "", "", None),
-    (178, "u", "φ", "the rule: fixed,|or learned", "01-background/the-idea.html"),
+    (178, "u", "ϕ", "the rule: fixed,|or learned", "01-background/the-idea.html"),
     (215, "(", "", "", None),
     (230, "g", "t", "the gradient, and|its own gradient", "02-concepts/gradients-of-gradients.html"),
     (262, ",", "", "", None),
     (282, "s", "t", "the state: momentum,|Adam's averages", "01-background/one-setting.html"),
     (314, ")", "", "", None),
 )
-LABELS = {"θ": (86, 136), "u": (128, 30), "g": (246, 136), "s": (280, 30)}
+LABELS = {"θ": (120, 136), "u": (168, 30), "g": (240, 136), "s": (292, 30)}
 
 
 def valleys() -> Quadratics:
@@ -59,26 +59,27 @@ def loss(at: Tensor, matrix: Tensor, centre: Tensor) -> Tensor:
 def cover() -> str:
     """The bundle of paths, as HTML."""
     tasks = valleys()
-    theta, (fig, ax) = start(tasks), figure(height=3.6, width=5.4)
+    theta, (fig, ax) = start(tasks), figure(height=3.15, width=5.4)
     axes = torch.linspace(-4.2, 4.2, 200, dtype=torch.float64), torch.linspace(-3.9, 2.6, 200, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1)
     for matrix, centre, shade in zip(tasks.A, tasks.c, COLOURS):
-        ax.contour(*grid.unbind(-1), loss(grid, matrix, centre), levels=[0.1, 0.5, 1.3], colors=shade, alpha=0.5, linewidths=1)
+        ax.contour(*grid.unbind(-1), loss(grid, matrix, centre), levels=[0.1, 0.5, 1.3], colors=shade, alpha=0.75, linewidths=1)
         path = adapt(lambda p, _: loss(p["theta"], matrix, centre), {"theta": theta}, None, sgd(LR), STEPS).path
         ax.plot(*torch.stack([p["theta"] for p in path]).detach().T, "o-", color=shade, ms=4)
     ax.plot(*theta, "o", color=INK, ms=9)
     ax.annotate("θ₀", theta.tolist(), xytext=(8, 8), textcoords="offset points", fontsize=13, color=INK)
+    ax.set(xlim=(-3.9, 3.9), ylim=(-3.35, 2.25), aspect="equal")  # no wider than the contours
     ax.set_axis_off()
-    ax.set_aspect("equal")
     alt = "Contours of three tasks' losses, and from one common starting point a short path of five steps into each."
-    return bundle(fig, "From a learned start, five gradient steps go a long way into every task", alt)["text/html"]
+    drawn = bundle(fig, "From a learned start, five gradient steps go a long way into every task", alt)["text/html"]
+    return drawn.replace("max-width:34rem", "max-width:40rem")
 
 
 def equation() -> str:
     """The equation as a picture with links."""
     alt = "The inner loop: theta at step t plus 1 is theta at step t plus the update u phi of the gradient and the state."
     drawn = "".join(part(*p) for p in PARTS)
-    box = 'viewBox="0 0 360 168" style="width:100%;max-width:34rem;height:auto" fill="currentColor"'
+    box = 'viewBox="12 14 356 150" style="width:100%;max-width:40rem;height:auto" fill="currentColor"'
     title = "One equation; each part leads to the page about it"
     return (
         f'<figure class="fig"><figcaption>{title}</figcaption>'

@@ -223,18 +223,18 @@ def test_characters_are_drawn_dark_on_light_and_in_few_bytes():
     assert len(html_of(fig)) < 4000
 
 
-def scrubbed(monkeypatch, values=range(2)):
-    """The widget and the display bundle of a slider with two frames."""
+def scrubbed(monkeypatch, values=range(2), **options):
+    """The widget of a slider with two frames, its display bundle, and what a page without scripts shows."""
     shown, slider = [], frames._slider
     monkeypatch.setattr(frames, "display", lambda data, raw: shown.append(data))
     monkeypatch.setattr(frames, "_slider", lambda *pages: shown.append(slider(*pages)) or shown[0])
-    frames.scrub([drawn(0.5), drawn(0.4)], "step", values, "A line falls.")
+    frames.scrub([drawn(0.5), drawn(0.4)], "step", values, "A line falls.", **options)
     monkeypatch.setattr(frames, "_slider", slider)
     return shown
 
 
 def test_scrub_links_a_slider_to_frames_that_say_where_they_are(monkeypatch):
-    box, data = scrubbed(monkeypatch, values=["0.01", "0.1"])
+    box, data, _ = scrubbed(monkeypatch, values=["0.01", "0.1"])
     slider, stack = box.children
     assert (slider.description, slider.max, stack.selected_index) == ("step", 1, 0)
     assert ["0.01" in p.value and 'aria-label="A line falls. Here: step 0.01."' in p.value for p in stack.children] == [True, False]
@@ -242,16 +242,23 @@ def test_scrub_links_a_slider_to_frames_that_say_where_they_are(monkeypatch):
 
 
 def test_scrub_s_text_holds_the_end_values_of_every_frame(monkeypatch):
-    _, data = scrubbed(monkeypatch)
-    _, again = scrubbed(monkeypatch)
+    _, data, _ = scrubbed(monkeypatch)
+    _, again, _ = scrubbed(monkeypatch)
     assert data["text/plain"] == again["text/plain"]
     ends = [f"step {i}: MAML: {e} ({e - 0.2:.1f} to {e + 0.2:.1f}); Reptile: 1; bound: 3.01" for i, e in ((0, 0.5), (1, 0.4))]
     assert data["text/plain"].splitlines() == ["A slider (step).", "A line falls.", *ends]
 
 
+def test_a_title_stands_above_every_frame_and_in_the_text(monkeypatch):
+    box, data, bare = scrubbed(monkeypatch, title="It falls")
+    assert ["It falls (step 0)" in p.value for p in box.children[1].children] == [True, False]
+    assert data["text/plain"].splitlines()[0] == "It falls"
+    assert bare["text/html"].startswith("<noscript>") and "It falls (step 0)" in bare["text/html"]
+
+
 def test_without_stack_the_live_kernel_switches_frames(monkeypatch):
     monkeypatch.delattr(frames.widgets, "Stack")  # ipywidgets 7 has none
-    box, _ = scrubbed(monkeypatch)
+    box, *_ = scrubbed(monkeypatch)
     slider, page = box.children
     first = page.value
     slider.value = 1
