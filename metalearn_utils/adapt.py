@@ -22,7 +22,7 @@ class Adapted(NamedTuple):
     Attributes:
         params: theta_K.
         losses: the loss before each step, shape [steps] (or [steps, tasks] for stacked parameters); differentiable as
-            `params` is. In first order its derivative in theta_k is the constant g_k.
+            `params` is. In first order only if phi is learned, and then its derivative in theta_k is the constant g_k.
         path: theta_0, ..., theta_K, so that every step can be scored.
         state: the rule's last state.
     """

@@ -66,7 +66,7 @@ class MetaLoss:
     def __call__(self, problem: Problem, losses: Tensor, params: Params, done: bool) -> Tensor:
         """Meta-losses [tasks] of a window with losses [steps, tasks]; `done` says whether the run ends with it."""
         if self.score is not None:
-            return problem.scores[self.score](params) if done else torch.zeros_like(losses[-1])
+            return problem.score(self.score, params) if done else torch.zeros_like(losses[-1])
         if self.log:
             losses = problem.excess(losses).clamp(1e-16, 1e16).log10()
         if self.final:
@@ -86,12 +86,10 @@ def run(
     carry = begin(rule, problem) if carry is None else carry
     data = [problem.data(carry.step + k) for k in range(steps)]
     found = adapt(
-        problem.loss, carry.params, data, rule, steps,
+        problem.losses, carry.params, data, rule, steps,
         phi=phi, state=carry.state, first_order=stop_gradient, gradient=problem.gradient,
     )  # fmt: skip
-    last = problem.loss(found.params, problem.data(carry.step + steps))
-    if last.shape != (len(problem),):
-        raise ValueError(f"problem.loss must return one number per task, [{len(problem)}], got {tuple(last.shape)}")
+    last = problem.losses(found.params, problem.data(carry.step + steps))
     return torch.stack([*found.losses[1:], last]), Carry(carry.step + steps, found.params, found.state, carry.noise)
 
 
@@ -129,7 +127,7 @@ def es(horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss())
     It is the gradient of the smoothed meta-loss E F(phi + e), e normal with standard deviation sigma. All copies run
     as one stacked batch, and nothing is stored for a backward pass.
     """
-    _check(horizon, horizon, pairs=pairs)
+    _check(horizon, horizon, sigma, pairs=pairs)
 
     def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
         copies, noise = antithetic(phi, pairs, sigma, generator)
@@ -141,7 +139,7 @@ def es(horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss())
 
 def truncated_es(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Callable[..., Estimate]:
     """Evolution strategies window by window; every window starts where the unperturbed rule stands (biased)."""
-    _check(window, horizon, pairs=pairs)
+    _check(window, horizon, sigma, pairs=pairs)
 
     def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
         copies, noise = antithetic(phi, pairs, sigma, generator)
@@ -160,7 +158,7 @@ def pes(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss
     Every perturbed copy keeps its own parameters and state from window to window, and its loss is weighed by the sum of
     all perturbations that it has met, not by the last one.
     """
-    _check(window, horizon, pairs=pairs)
+    _check(window, horizon, sigma, pairs=pairs)
 
     def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
         copies, noise = antithetic(phi, pairs, sigma, generator)
@@ -210,7 +208,9 @@ def _gradient(loss: Tensor, phi: Phi) -> Phi:
     return pytree.tree_unflatten([torch.zeros_like(v) if g is None else g for v, g in zip(leaves, grads)], spec)
 
 
-def _check(window: int, horizon: int, **counts: int) -> None:
-    check_counts(window=window, horizon=horizon, **counts)
-    if window < 1 or horizon < window or horizon % window:
+def _check(window: int, horizon: int, sigma: float = 1.0, **counts: int) -> None:
+    check_counts(horizon=horizon, window=window, **counts)
+    if not 0 < sigma < float("inf"):
+        raise ValueError(f"sigma must be a finite number > 0, got {sigma!r}")
+    if horizon % window:
         raise ValueError(f"horizon must be a positive multiple of window, got horizon={horizon} and window={window}")

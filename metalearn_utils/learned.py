@@ -24,9 +24,10 @@ def step_size(
     """theta_{t+1} = theta_t - alpha_t g_t with alpha_t = lr * f_phi(s_t), f_phi a network of two hidden layers.
 
     s_t holds cos(g_t, m_t), cos(g_t, g_{t-1}) with m_t a running mean of gradients, and a norm. Scale-free, the norm is
-    the logarithm of the ratio of norms of g_t and g_{t-1}, and the network changes the step size by a factor, log alpha_t = log alpha_{t-1} + 0.75 tanh(.):
-    multiplying the loss or theta by a constant changes nothing but lr. Otherwise, as the source article writes it,
-    the norm is the logarithm of the norm of g_t, and the network gives log alpha_t itself. An untrained rule is gradient descent at rate lr.
+    the logarithm of the ratio of norms of g_t and g_{t-1}, and the network changes the step size by a factor,
+    log alpha_t = log alpha_{t-1} + 0.75 tanh(.): multiplying the loss or theta by a constant changes nothing but lr.
+    Otherwise, as the source article writes it, the norm is the logarithm of the norm of g_t, and the network gives
+    log alpha_t itself. An untrained rule is gradient descent at rate lr; with momentum, heavy ball with beta 0.5.
 
     Args:
         scale_free: change the step size by a factor, instead of giving it absolutely.

@@ -36,13 +36,25 @@ def population(rule: UpdateRule, copies: int) -> UpdateRule:
 
 
 def repeat(problem: Problem, copies: int) -> Problem:
-    """The same problems `copies` times, one copy after the other: every tensor [tasks, ...] becomes [copies * tasks, ...]."""
+    """The same problems `copies` times, one copy after the other: every tensor [tasks, ...] becomes [copies * tasks, ...].
+
+    Data that stay the same tensors from step to step are copied once.
+    """
 
     def copied(tree):
         return pytree.tree_map(lambda v: v.repeat(copies, *[1] * (v.dim() - 1)) if isinstance(v, Tensor) else v, tree)
 
+    last: list = [[None], None]
+
+    def data(t: int):
+        found = problem.data(t)
+        leaves = pytree.tree_leaves(found)
+        if [*map(id, leaves)] != [*map(id, last[0])]:
+            last[:] = [leaves, copied(found)]
+        return last[1]
+
     theta, facts = copied(problem.theta), copied(problem.facts)
-    return replace(problem, theta=theta, facts=facts, data=lambda t: copied(problem.data(t)))
+    return replace(problem, theta=theta, facts=facts, data=data)
 
 
 def antithetic(phi: Phi, pairs: int, sigma: float, generator: torch.Generator) -> tuple[Phi, Phi]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .features import cosine, inner, spread
-from .rules import Params, Phi, State, UpdateRule, sgd
+from .progress import check_counts
+from .rules import Params, Phi, State, UpdateRule, _descend, sgd
 
 
 def decayed(rule: UpdateRule, horizon: int) -> UpdateRule:
@@ -30,13 +31,14 @@ def per_layer(lr: float, theta: Params) -> Params:
 
 def per_layer_and_step(lr: float, theta: Params, steps: int) -> UpdateRule:
     """Gradient descent with one rate per tensor and inner step (Antoniou et al. 2019, section 4, LSLR)."""
+    check_counts(steps=steps)
     phi = {name: torch.full((steps,), lr, dtype=value.dtype) for name, value in theta.items()}
 
     def update(phi: Phi, grads: Params, state: State) -> tuple[Params, State]:
         t = state["step"]
         if t >= steps:
             raise ValueError(f"the rule holds rates for {steps} steps, but step {t + 1} was asked for")
-        return {k: -phi["lr"][k][t] * g for k, g in grads.items()}, {"step": t + 1}
+        return _descend({"lr": {k: rates[t] for k, rates in phi["lr"].items()}}, grads, state), {"step": t + 1}
 
     return UpdateRule({"lr": phi}, lambda theta: {"step": 0}, update)
 
@@ -46,8 +48,9 @@ def schedule(lr: float, knots: int, horizon: int) -> UpdateRule:
 
     phi = {"log_lr": [knots]}, all log(lr) at first. Beyond the horizon the last rate stays.
     """
-    if knots < 2 or horizon < 2:
-        raise ValueError(f"knots and horizon must be >= 2, got {knots!r} and {horizon!r}")
+    check_counts(knots=knots, horizon=horizon)
+    if knots < 2 or horizon < 2 or not 0 < lr < math.inf:
+        raise ValueError(f"knots and horizon must be >= 2, lr finite and > 0, got {knots!r}, {horizon!r} and {lr!r}")
 
     def update(phi: Phi, grads: Params, state: State) -> tuple[Params, State]:
         at = min(state["step"] / (horizon - 1), 1.0) * (knots - 1)

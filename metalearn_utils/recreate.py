@@ -7,8 +7,9 @@ import torch
 
 from .recipes import EXACT, RECIPES
 from .recipes.fonts import without_head
+from .rule_files import save_rule
 from .runs import Trained
-from .weights import FOLDER, save_weights
+from .weights import FOLDER, RULE, save_weights, write_record
 
 REPEATED = 50
 
@@ -26,15 +27,28 @@ def recreate(name: str, seed: int = 0, folder: Path = FOLDER, checkpoint: Path |
         raise ValueError(f"name must be one of {sorted(RECIPES)}, got {name!r}")
     torch.set_num_threads(1)
     trained = RECIPES[name](seed, checkpoint=checkpoint)
-    theta = without_head(trained.theta) if name == "fonts-pretrained" else trained.theta
-    save_weights(name, theta, record(name, seed, trained), folder)
+    store(name, seed, trained, folder)
     return trained
+
+
+def store(name: str, seed: int, trained: Trained, folder: Path = FOLDER) -> None:
+    """Write the result of a recipe and its record; a learned rule NAME of seed s is stored as NAME-s<s>."""
+    found = record(name, seed, trained)
+    if name.startswith(RULE):
+        recipe = RECIPES[name]
+        rule = recipe.untrained(seed)._replace(phi=trained.theta)
+        save_rule(folder / f"{name}-s{seed}.pt", rule, recipe.kind.__name__, **recipe.config)
+        write_record(f"{name}-s{seed}", found, folder)
+    else:
+        theta = without_head(trained.theta) if name == "fonts-pretrained" else trained.theta
+        save_weights(name, theta, found, folder)
 
 
 def record(name: str, seed: int, trained: Trained) -> dict:
     """What is stored beside the weights."""
-    losses = first_losses(name, seed)
-    return {
+    losses = trained.losses[:REPEATED] if name.startswith(RULE) else first_losses(name, seed)
+    skipped = {"skipped": trained.skipped} if trained.skipped else {}
+    return skipped | {
         "command": f"python -m metalearn_utils.recreate {name} --seed {seed}",
         "seed": seed,
         "iterations": len(trained.losses),

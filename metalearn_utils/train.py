@@ -66,6 +66,8 @@ def meta_train(
     """
     stop = iterations if stop is None else stop
     check_counts(iterations=iterations, every=every, stop=stop)
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be a number > 0 or None, got {clip!r}")
     run = Run(algorithm, learner, theta, lr, optimizer, schedule, learn_rule, seed, iterations, clip, skip)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():

@@ -10,11 +10,13 @@ from .checkpoints import write_atomically
 from .rules import Params
 
 FOLDER = Path(__file__).parent / "weights"
+# The names of shipped learned rules begin so: see `rule_files`.
+RULE = "rule-"
 
 
 def available() -> list[str]:
-    """Names of the weights that ship with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.pt"))
+    """Names of the networks that ship with the package; its learned rules: `rule_files.available_rules`."""
+    return sorted(path.stem for path in FOLDER.glob("*.pt") if not path.stem.startswith(RULE))
 
 
 def load_weights(name: str, dtype: torch.dtype = torch.float32) -> Params:
@@ -42,5 +44,10 @@ def save_weights(name: str, theta: Params, record: dict[str, Any], folder: Path 
     """Store parameters in float32 and their record; returns the path of the tensors."""
     path = folder / f"{name}.pt"
     write_atomically(path, {key: value.detach().float().contiguous() for key, value in theta.items()})
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    write_record(name, record, folder)
     return path
+
+
+def write_record(name: str, record: dict[str, Any], folder: Path = FOLDER) -> None:
+    """Store how NAME.pt was made beside it."""
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")

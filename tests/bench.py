@@ -22,6 +22,8 @@ from metalearn_utils.tasks.base import Batch
 from metalearn_utils.tasks.sinusoids import Sinusoids
 from metalearn_utils.trace import Replay
 
+import bench_rules
+
 TURN, RATE = 0.1, 0.001
 ALGORITHMS = {"MAML": maml, "FOMAML": fomaml, "Reptile": reptile}
 
@@ -215,6 +217,7 @@ def main() -> None:
         torch.set_num_threads(threads)
         sinusoids(arguments.rounds, threads)
         images(max(3, arguments.rounds // 3), threads)
+        bench_rules.learned(arguments.rounds, threads, contest, ratio, report)
     memory(arguments.rounds)
 
 

@@ -5,8 +5,10 @@ from functools import partial
 from torch import float64
 
 from . import fonts, sinusoids
+from .learned import RULE_RECIPES
 
-RECIPES = fonts.RECIPES | sinusoids.RECIPES
+RULES = {f"rule-{name}": recipe for name, recipe in RULE_RECIPES.items()}
+RECIPES = fonts.RECIPES | sinusoids.RECIPES | RULES
 # The same without float32's rounding, which differs between machines: what is repeated to check a record.
 EXACT = {name: partial(recipe, dtype=float64, validated=False) for name, recipe in fonts.RECIPES.items()}
-EXACT |= sinusoids.RECIPES
+EXACT |= sinusoids.RECIPES | RULES

@@ -57,7 +57,7 @@ class RuleRecipe(NamedTuple):
 
 
 _steps = partial(RuleRecipe, step_size, tasks=16, estimator=es(50, 16, 0.05, LOG), lr=1e-2)
-_mlp = partial(RuleRecipe, per_parameter_mlp, {}, tasks=1, estimator=pes(20, 100, 4, 0.02), lr=3e-3)
+_mlp = partial(RuleRecipe, per_parameter_mlp, {"base": 0.1}, tasks=1, estimator=pes(20, 100, 4, 0.05, LOG), lr=5e-3)
 _lstm = partial(RuleRecipe, lstm, {}, tasks=1, estimator=truncated(20, 100, stop_gradient=True), lr=3e-3)
 
 RULE_RECIPES: dict[str, RuleRecipe] = {
@@ -65,7 +65,7 @@ RULE_RECIPES: dict[str, RuleRecipe] = {
     "step-size-momentum": _steps({"momentum": True}, Quadratics, iterations=400),
     "step-size-logistic": _steps({}, LogisticRegression, iterations=300),
     "digits-mlp": _mlp(Digits, iterations=900),
-    "glyphs-mlp": _mlp(partial(GlyphClasses, "train"), iterations=900),
+    "glyphs-mlp": _mlp(partial(GlyphClasses, "train"), iterations=600),
     "digits-lstm": _lstm(Digits, iterations=800),
-    "glyphs-lstm": _lstm(partial(GlyphClasses, "train"), iterations=800),
+    "glyphs-lstm": _lstm(partial(GlyphClasses, "train"), iterations=400),
 }

@@ -23,7 +23,8 @@ class Problem:
         facts: what is known of each task, [tasks] each: "L" and "m", the largest and smallest curvature; "optimum", the
             smallest loss.
         gradient: (params, data) -> losses and their gradients, where they are written out.
-        scores: name -> params -> [tasks], for judging: "test accuracy", "validation loss", ...
+        scores: name -> params -> [tasks], for judging: "test accuracy", "validation loss", ... Evolution strategies call
+            them with several copies of the tasks, one copy after the other: params [copies * tasks, ...].
     """
 
     theta: Params
@@ -35,6 +36,19 @@ class Problem:
 
     def __len__(self) -> int:
         return len(next(iter(self.theta.values())))
+
+    def losses(self, params: Params, data: Any) -> Tensor:
+        """`loss`, checked: a ValueError unless it is one number per task."""
+        found = self.loss(params, data)
+        if found.shape != (len(self),):
+            raise ValueError(f"problem.loss must return one number per task, [{len(self)}], got {tuple(found.shape)}")
+        return found
+
+    def score(self, name: str, params: Params) -> Tensor:
+        """The score of that name, [tasks]; a ValueError if there is none."""
+        if name not in self.scores:
+            raise ValueError(f"score names {name!r}, but the problem's scores are {sorted(self.scores)}")
+        return self.scores[name](params)
 
     def excess(self, losses: Tensor) -> Tensor:
         """Losses [..., tasks] above the optimum, where it is known."""
@@ -51,9 +65,7 @@ class Quadratics:
     """
 
     def __init__(self, dim: int = 20, kappa: float = 100.0, largest: tuple[float, float] = (0.3, 3.0)) -> None:
-        if not 0 < largest[0] <= largest[1]:
-            raise ValueError(f"largest must hold two bounds, 0 < low <= high, got {largest!r}")
-        self.dim, self.kappa, self.largest = dim, kappa, largest
+        self.dim, self.kappa, self.largest = dim, kappa, _bounds(largest)
 
     def sample(self, tasks: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Problem:
         """`tasks` quadratics; A [tasks, dim, dim] and c [tasks, dim] are the data of every step."""
@@ -120,7 +132,9 @@ class LogisticRegression:
     def __init__(
         self, examples: int = 100, dim: int = 10, spread: float = 10.0, largest: tuple[float, float] = (1.2, 12.0)
     ) -> None:
-        self.examples, self.dim, self.spread, self.largest = examples, dim, spread, largest
+        if not spread >= 1:
+            raise ValueError(f"spread must be >= 1, got {spread!r}")
+        self.examples, self.dim, self.spread, self.largest = examples, dim, spread, _bounds(largest)
 
     def sample(self, tasks: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Problem:
         """`tasks` problems; x [tasks, n, dim] and signs y [tasks, n] are the data of every step."""
@@ -168,3 +182,9 @@ def minimise_logistic(x: Tensor, y: Tensor) -> Tensor:
             rate = torch.where(worse.unsqueeze(-1), rate / 2, rate)
         theta = theta - rate * step
     return theta
+
+
+def _bounds(largest: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < largest[0] <= largest[1]:
+        raise ValueError(f"largest must hold two bounds, 0 < low <= high, got {largest!r}")
+    return largest

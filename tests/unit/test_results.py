@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from metalearn_utils import load_weights, results, weights
+from metalearn_utils import load_weights, results, rule_files, weights
+from metalearn_utils.recipes import RULES
 from metalearn_utils.recreate import first_losses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,25 @@ def test_weights_are_small_and_described(name):
     record = weights.describe(name)
     assert record["command"] == f"python -m metalearn_utils.recreate {name} --seed 0"
     assert record["cpu_seconds"] <= 120 and len(record["first_losses"]) == 50
+
+
+@pytest.mark.parametrize("name", rule_files.available_rules())
+def test_rules_are_small_and_described(name):
+    assert (weights.FOLDER / f"{name}.pt").stat().st_size <= 50_000
+    record, (recipe, seed) = weights.describe(name), name.rsplit("-s", 1)
+    assert record["command"] == f"python -m metalearn_utils.recreate {recipe} --seed {seed}"
+    assert record["cpu_seconds"] <= 120 and len(record["first_losses"]) == 50
+
+
+def test_every_recipe_of_a_rule_ships_three_seeds():
+    assert rule_files.available_rules() == sorted(f"{name}-s{seed}" for name in RULES for seed in range(3))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_first_fifty_iterations_of_a_rule_are_repeated(name):
+    """Seed 0, in float64."""
+    expected = torch.tensor(weights.describe(f"{name}-s0")["first_losses"])
+    assert torch.allclose(torch.tensor(first_losses(name)), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", weights.available())
