@@ -18,7 +18,6 @@ from .rules import UpdateRule
 from .tasks.problems import Problem
 from .tuning import Tuned, try_values, tune
 
-Problems = Problem | Sequence[Problem]
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,8 @@ class Row:
     """One method's results.
 
     Attributes:
-        name, knows: of the method.
+        name: of the method.
+        knows: what it knows of a task, one of `KNOWS`.
         scores: the metric on each test task, [seeds, tasks].
         oracle: the same with the best tried value of each test task, "tuned on the test task itself", [seeds, tasks].
         tuned: how it was tuned, once per set of training tasks; empty where nothing is.
@@ -107,8 +107,8 @@ class Comparison:
 def compare(
     methods: Sequence[Method],
     learned: Mapping[str, UpdateRule | Sequence[UpdateRule]],
-    train: Problems,
-    test: Problems,
+    train: Problem | Sequence[Problem],
+    test: Problem | Sequence[Problem],
     steps: int,
     metric: str = "final",
     trials: int = 16,

@@ -15,7 +15,8 @@ class Bar(NamedTuple):
 
     Attributes:
         name: of the method.
-        mean, half: mean and half width of its interval; a mean that is not finite is written "diverges".
+        mean: where it stands; a mean that is not finite is written "diverges".
+        half: half the width of its interval.
         tick: a second value, drawn as an upright tick; None for none.
         strong: whether the row is set off: a diamond, its name in bold.
     """
