@@ -1,5 +1,6 @@
 """Every notebook is executed as on Colab, by its own setup cell, and every text output is compared."""
 
+import os
 import re
 import shutil
 import time
@@ -37,7 +38,7 @@ def test_outputs_are_reproduced_strictly_as_on_colab(notebook, published, colab,
     seconds = time.perf_counter() - start
     print(f"{notebook.stem}: {seconds:.0f} s of {BUDGET}")
     assert re.search(r"\d+ passed", report)
-    assert seconds < 3 * BUDGET
+    assert seconds < 3 * BUDGET or "METALEARN_UNTIMED" in os.environ  # `make matrix` compares outputs only
     assert run(colab["python"], "-c", VERSIONS, env=colab["env"]) == before
     installed = run(colab["python"], "-c", WHERE, env=colab["env"], cwd=tmp_path)
     assert str(colab["site"]) in installed, "the library must come from the setup cell"
