@@ -4,10 +4,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v python3.12 || ls "$HOME"/.pyenv/versions/3.12*/bin/python 2>/dev/null | tail -n 1 || true)
 [ -n "$python" ] || { echo "Python 3.12 is missing: sudo apt-get install python3.12 python3.12-venv"; exit 1; }
-if [ ! -f _build/colab/.ready ]; then
-  rm -rf _build/colab
-  "$python" -m venv _build/colab
+ready=_build/colab/.ready-$(cat requirements.txt requirements-book.txt | cksum | cut -d ' ' -f 1)
+if [ ! -f "$ready" ]; then
+  [ -x _build/colab/bin/pip ] || "$python" -m venv _build/colab
+  rm -f _build/colab/.ready*
   _build/colab/bin/pip install -q -r requirements.txt
-  touch _build/colab/.ready
+  touch "$ready"
 fi
 exec _build/colab/bin/python -m pytest -q -p no:cacheprovider tests/notebooks
