@@ -52,7 +52,8 @@ def _seen(g: Tensor, m: Tensor, size: Tensor, root: Tensor, t: int | None) -> Te
     """The features of every coordinate, [..., n, features]."""
     moments = torch.cat([g.unsqueeze(-1), m], -1)
     logs = [size.log(), (root + 1e-16).log()]
-    found = [moments / size.unsqueeze(-1), (moments / (root + 1e-16).unsqueeze(-1)).clamp(-5, 5), torch.stack(logs, -1) / 10]
+    by_root = (moments / (root + 1e-16).unsqueeze(-1)).clamp(-5, 5)
+    found = [moments / size.unsqueeze(-1), by_root, torch.stack(logs, -1) / 10]
     if t is not None:
         clock = torch.tanh(t / torch.tensor(HORIZONS, dtype=g.dtype, device=g.device) - 1)
         found.append(clock.expand(*g.shape, 3))

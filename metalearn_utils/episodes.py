@@ -16,7 +16,9 @@ from .train import meta_train
 class Episodes:
     """The runs of one meta-training, as `meta_train` takes a learner: where the present run stands is part of it."""
 
-    def __init__(self, rule: UpdateRule, sample: Callable[[torch.Generator], Problem], estimator: Callable[..., Estimate]) -> None:
+    def __init__(
+        self, rule: UpdateRule, sample: Callable[[torch.Generator], Problem], estimator: Callable[..., Estimate]
+    ) -> None:
         self.rule, self.sample, self.estimator = rule, sample, estimator
         self.problem: Problem | None = None
         self.carry: Carry | None = None

@@ -1,38 +1,23 @@
 """The gradient of a training run in the rule's phi: six estimators behind one signature.
 
-Each is (rule, phi, problem, carry, generator) -> Estimate, made by a function that takes its settings. `carry` is None at
-the start of a run and is handed on from window to window; an estimator that works on whole runs returns None again.
+Each is (rule, phi, problem, carry, generator) -> Estimate, made by a function that takes its settings. `carry` is None
+at the start of a run and is handed on from window to window; an estimator of whole runs returns None again.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .adapt import adapt
 from .population import antithetic, population, repeat
 from .progress import check_counts
-from .rules import Params, Phi, State, UpdateRule
+from .rules import Phi
 from .tasks.problems import Problem
+from .unrolls import Carry, MetaLoss, begin, run
 
-
-class Carry(NamedTuple):
-    """Where a run stands between windows.
-
-    Attributes:
-        step: steps taken.
-        params: of every task (and copy of the rule).
-        state: the rule's, likewise.
-        noise: PES: the sum of each pair's perturbations so far, [pairs, ...]; None otherwise.
-    """
-
-    step: int
-    params: Params
-    state: State
-    noise: Phi | None = None
+__all__ = ["Carry", "Estimate", "MetaLoss", "begin", "es", "pes", "run", "truncated", "truncated_es", "unrolled"]
 
 
 class Estimate(NamedTuple):
@@ -49,68 +34,18 @@ class Estimate(NamedTuple):
     carry: Carry | None
 
 
-@dataclass(frozen=True)
-class MetaLoss:
-    """What a run is judged by: the mean over its losses after each step, or the last one alone.
-
-    Attributes:
-        final: judge by the loss after the last step only.
-        log: take log10 of the loss above the optimum, held within [-16, 16].
-        score: judge by the mean of `problem.scores[score]` at the last parameters instead, e.g. "validation loss".
-    """
-
-    final: bool = False
-    log: bool = False
-    score: str | None = None
-
-    def __call__(self, problem: Problem, losses: Tensor, params: Params, done: bool) -> Tensor:
-        """Meta-losses [tasks] of a window with losses [steps, tasks]; `done` says whether the run ends with it."""
-        if self.score is not None:
-            return problem.score(self.score, params) if done else torch.zeros_like(losses[-1])
-        if self.log:
-            losses = problem.excess(losses).clamp(1e-16, 1e16).log10()
-        if self.final:
-            return losses[-1] if done else torch.zeros_like(losses[-1])
-        return losses.mean(0)
-
-
-def run(
-    rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, steps: int, stop_gradient: bool = False
-) -> tuple[Tensor, Carry]:
-    """Take `steps` steps on every task; the loss after each of them, [steps, tasks], and where the run then stands.
-
-    Args:
-        carry: where to go on; None starts at `problem.theta`, with the scale 1 / L of each task where it is known.
-        stop_gradient: treat the gradients that the rule sees as constants, as Andrychowicz et al. (2016) do.
-    """
-    carry = begin(rule, problem) if carry is None else carry
-    data = [problem.data(carry.step + k) for k in range(steps)]
-    found = adapt(
-        problem.losses, carry.params, data, rule, steps,
-        phi=phi, state=carry.state, first_order=stop_gradient, gradient=problem.gradient,
-    )  # fmt: skip
-    last = problem.losses(found.params, problem.data(carry.step + steps))
-    return torch.stack([*found.losses[1:], last]), Carry(carry.step + steps, found.params, found.state, carry.noise)
-
-
-def begin(rule: UpdateRule, problem: Problem) -> Carry:
-    """The start of a run: a learned rule's scale "lr" is 1 / L where the problem knows it."""
-    state = rule.init(problem.theta)
-    if "lr" in state and "L" in problem.facts:
-        state = state | {"lr": 1 / problem.facts["L"]}
-    return Carry(0, problem.theta, state)
-
-
 def unrolled(horizon: int, meta_loss: MetaLoss = MetaLoss(), stop_gradient: bool = False) -> Callable[..., Estimate]:
     """Back-propagation through a whole run of `horizon` steps: exact, or with constant gradients."""
     return truncated(horizon, horizon, meta_loss, stop_gradient)
 
 
-def truncated(window: int, horizon: int, meta_loss: MetaLoss = MetaLoss(), stop_gradient: bool = False) -> Callable[..., Estimate]:
+def truncated(
+    window: int, horizon: int, meta_loss: MetaLoss = MetaLoss(), stop_gradient: bool = False
+) -> Callable[..., Estimate]:
     """Back-propagation through windows of a run; parameters and state are constants where a window begins."""
     _check(window, horizon)
 
-    def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
+    def estimate(rule, phi, problem, carry, generator) -> Estimate:
         leaves = pytree.tree_map(lambda v: v.detach().requires_grad_(), phi)
         with torch.enable_grad():
             losses, after = run(rule, leaves, problem, carry, window, stop_gradient)
@@ -129,7 +64,7 @@ def es(horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss())
     """
     _check(horizon, horizon, sigma, pairs=pairs)
 
-    def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
+    def estimate(rule, phi, problem, carry, generator) -> Estimate:
         copies, noise = antithetic(phi, pairs, sigma, generator)
         losses, _ = _run_copies(rule, copies, problem, None, horizon, horizon, meta_loss)
         return Estimate(losses.mean(), _weigh(noise, losses, sigma), None)
@@ -137,11 +72,13 @@ def es(horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss())
     return estimate
 
 
-def truncated_es(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Callable[..., Estimate]:
+def truncated_es(
+    window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()
+) -> Callable[..., Estimate]:
     """Evolution strategies window by window; every window starts where the unperturbed rule stands (biased)."""
     _check(window, horizon, sigma, pairs=pairs)
 
-    def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
+    def estimate(rule, phi, problem, carry, generator) -> Estimate:
         copies, noise = antithetic(phi, pairs, sigma, generator)
         carry = begin(rule, problem) if carry is None else carry
         losses, _ = _run_copies(rule, copies, problem, _copied(carry, 2 * pairs), window, horizon, meta_loss)
@@ -152,7 +89,9 @@ def truncated_es(window: int, horizon: int, pairs: int, sigma: float, meta_loss:
     return estimate
 
 
-def pes(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()) -> Callable[..., Estimate]:
+def pes(
+    window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss = MetaLoss()
+) -> Callable[..., Estimate]:
     """Persistent evolution strategies (Vicol et al. 2021, Algorithm 2): windows without truncation bias.
 
     Every perturbed copy keeps its own parameters and state from window to window, and its loss is weighed by the sum of
@@ -160,7 +99,7 @@ def pes(window: int, horizon: int, pairs: int, sigma: float, meta_loss: MetaLoss
     """
     _check(window, horizon, sigma, pairs=pairs)
 
-    def estimate(rule: UpdateRule, phi: Phi, problem: Problem, carry: Carry | None, generator: torch.Generator) -> Estimate:
+    def estimate(rule, phi, problem, carry, generator) -> Estimate:
         copies, noise = antithetic(phi, pairs, sigma, generator)
         met = noise if carry is None else pytree.tree_map(torch.add, carry.noise, noise)
         losses, after = _run_copies(rule, copies, problem, carry, window, horizon, meta_loss)
@@ -189,6 +128,7 @@ def _weigh(noise: Phi, losses: Tensor, sigma: float) -> Phi:
 
 def _copied(carry: Carry, copies: int) -> Carry:
     """The same standing for every copy."""
+
     def many(v):
         return v.repeat(copies, *[1] * (v.dim() - 1)) if isinstance(v, Tensor) else v
 

@@ -56,7 +56,8 @@ def perceptron(sizes: tuple[int, ...], generator: torch.Generator | None, dtype:
     phi: Phi = {}
     for i, (a, b) in enumerate(zip(sizes, sizes[1:])):
         scale = 0.0 if i == len(sizes) - 2 else a**-0.5
-        phi |= {f"w{i}": scale * torch.randn(b, a, generator=generator, dtype=dtype), f"b{i}": torch.zeros(b, dtype=dtype)}
+        phi[f"w{i}"] = scale * torch.randn(b, a, generator=generator, dtype=dtype)
+        phi[f"b{i}"] = torch.zeros(b, dtype=dtype)
     return phi
 
 

@@ -12,7 +12,6 @@ from .progress import check_counts
 from .rules import Params, UpdateRule
 from .tasks.problems import Problem
 
-WINDOW = 10  # steps whose data are held in memory at once
 FLOOR = 1e-16  # the smallest excess of which the logarithm is taken
 LABELS = {
     "final": "loss after {} steps",
@@ -56,12 +55,9 @@ def trajectory(rule: UpdateRule, problem: Problem, steps: int) -> tuple[Tensor, 
 def follow(rule: UpdateRule, problem: Problem, steps: int, source: Problem) -> tuple[Tensor, Params]:
     """As `trajectory`, of several copies of a rule on a repeated problem; `source` as for `started`."""
     check_counts(steps=steps)
-    carry, losses = started(rule, problem, source), []
     with torch.no_grad():
-        while carry.step < steps:
-            part, carry = run(rule, rule.phi, problem, carry, min(WINDOW, steps - carry.step))
-            losses.append(part)
-    return torch.cat(losses), carry.params
+        losses, after = run(rule, rule.phi, problem, started(rule, problem, source), steps)
+    return losses, after.params
 
 
 # What a run is judged by.

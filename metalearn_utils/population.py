@@ -12,7 +12,7 @@ from .tasks.problems import Problem
 
 
 def population(rule: UpdateRule, copies: int) -> UpdateRule:
-    """`rule` for `copies` values of phi at once: phi's tensors [copies, ...], parameters and state [copies * tasks, ...]."""
+    """`rule` for `copies` values of phi at once: phi [copies, ...], parameters and state [copies * tasks, ...]."""
 
     def update(phi: Phi, grads: Params, state: State) -> tuple[Params, State]:
         leaves, spec = pytree.tree_flatten((grads, state))
@@ -36,7 +36,7 @@ def population(rule: UpdateRule, copies: int) -> UpdateRule:
 
 
 def repeat(problem: Problem, copies: int) -> Problem:
-    """The same problems `copies` times, one copy after the other: every tensor [tasks, ...] becomes [copies * tasks, ...].
+    """The same problems `copies` times, one copy after the other: tensors [tasks, ...] become [copies * tasks, ...].
 
     Data that stay the same tensors from step to step are copied once.
     """
@@ -58,7 +58,7 @@ def repeat(problem: Problem, copies: int) -> Problem:
 
 
 def antithetic(phi: Phi, pairs: int, sigma: float, generator: torch.Generator) -> tuple[Phi, Phi]:
-    """Normal perturbations of standard deviation sigma: (phi + e and phi - e stacked [2 * pairs, ...], e [pairs, ...])."""
+    """Normal perturbations e of standard deviation sigma: (phi + e and phi - e [2 * pairs, ...], e [pairs, ...])."""
     def draw(v: Tensor) -> Tensor:
         return sigma * torch.randn(pairs, *v.shape, generator=generator, dtype=torch.float64).to(v)
 

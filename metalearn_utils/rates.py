@@ -1,4 +1,4 @@
-"""Rates that change while training: schedules, learned schedules, hypergradient descent, and rates per layer and step."""
+"""Rates that change while training: schedules, learned schedules, hypergradient descent, rates per layer and step."""
 
 import math
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ def per_layer_and_step(lr: float, theta: Params, steps: int) -> UpdateRule:
 
 
 def schedule(lr: float, knots: int, horizon: int) -> UpdateRule:
-    """Gradient descent on a learned schedule: log rates at `knots` evenly spaced steps of 0..horizon - 1, linear between.
+    """Gradient descent on a learned schedule: log rates at `knots` even steps of 0 .. horizon - 1, linear in between.
 
     phi = {"log_lr": [knots]}, all log(lr) at first. Beyond the horizon the last rate stays.
     """
@@ -66,7 +66,8 @@ def hypergradient(lr: float, beta: float, multiplicative: bool = True) -> Update
     """Gradient descent that descends on its own rate while it runs (Baydin et al. 2018).
 
     The loss after a step of rate alpha has the derivative -<g_t, g_{t-1}> in alpha. Additive (equation 5):
-    alpha_t = alpha_{t-1} + beta <g_t, g_{t-1}>; multiplicative and scale-free: alpha_t = alpha_{t-1} exp(beta cos(g_t, g_{t-1})).
+    alpha_t = alpha_{t-1} + beta <g_t, g_{t-1}>; multiplicative and scale-free:
+    alpha_t = alpha_{t-1} exp(beta cos(g_t, g_{t-1})).
 
     Args:
         lr: the first rate.

@@ -49,7 +49,9 @@ class Trained:
 class Run:
     """One meta-training run: the state that a checkpoint holds, and how a step changes it."""
 
-    def __init__(self, algorithm, learner, theta, lr, optimizer, schedule, learn_rule, seed, iterations, clip, skip) -> None:
+    def __init__(
+        self, algorithm, learner, theta, lr, optimizer, schedule, learn_rule, seed, iterations, clip, skip
+    ) -> None:
         traced = iterations > WORTH_TRACING and hasattr(getattr(learner, "model", None), "stacked")
         self.algorithm, self.learner = Replay(algorithm, learner) if traced else algorithm, learner
         self.lr, self.schedule, self.iterations, self.clip, self.skip = lr, schedule, iterations, clip, skip

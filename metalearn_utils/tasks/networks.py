@@ -23,7 +23,7 @@ class SigmoidMLP(MLP):
 
 
 class Digits:
-    """Train a small network on scikit-learn's 1,797 digits, 8 x 8 pixels: tasks differ in their initial weights and batches.
+    """Train a small network on scikit-learn's 1,797 digits, 8 x 8 pixels; tasks differ in initial weights and batches.
 
     Args:
         hidden: units of each hidden layer.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from training_cases import HORIZON, RULES, bowls, flat, mean_of, net_problem, unflat, windows
 
-from metalearn_utils import estimators
+from metalearn_utils import estimators, unrolls
 from metalearn_utils.adapt import adapt
 from metalearn_utils.estimators import MetaLoss, begin, run, truncated, unrolled
 from metalearn_utils.rules import Params, Phi, UpdateRule, sgd
@@ -246,7 +246,7 @@ def test_a_run_starts_at_one_over_l_where_it_is_known() -> None:
 
 def forced(**flags) -> Callable[[pytest.MonkeyPatch], None]:
     """The inner loop with other flags than it is asked for."""
-    return lambda patch: patch.setattr(estimators, "adapt", lambda *args, **kept: adapt(*args, **(kept | flags)))
+    return lambda patch: patch.setattr(unrolls, "adapt", lambda *args, **kept: adapt(*args, **(kept | flags)))
 
 
 def restarted(patch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def overwritten(patch: pytest.MonkeyPatch) -> None:
 
 def detached_phi(patch: pytest.MonkeyPatch) -> None:
     """The first step's phi is a constant."""
-    right = estimators.begin
+    right = unrolls.begin
 
     def begun(rule: UpdateRule, problem: Problem):
         start = right(rule, problem)
@@ -312,7 +312,7 @@ def detached_phi(patch: pytest.MonkeyPatch) -> None:
             after = adapt(problem.loss, start.params, problem.data(0), rule, 1, state=start.state)
         return start._replace(params=after.params, state=after.state)
 
-    patch.setattr(estimators, "begin", begun)
+    patch.setattr(unrolls, "begin", begun)
 
 
 BUGS: dict[str, tuple[Callable, Callable]] = {

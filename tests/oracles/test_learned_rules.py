@@ -13,7 +13,7 @@ from training_cases import (
     HORIZON, LEARNED, RULES, THETA, bowls, flat, net_loss, net_problem, shaken, single, unflat,
 )  # fmt: skip
 
-from metalearn_utils import coordinatewise, estimators, learned, rates
+from metalearn_utils import coordinatewise, learned, rates, unrolls
 from metalearn_utils.adapt import Adapted, adapt
 from metalearn_utils.coordinatewise import gated, lstm, per_parameter_mlp
 from metalearn_utils.estimators import run, unrolled
@@ -413,7 +413,7 @@ BUGS: dict[str, tuple[Patch, Callable[[], None]]] = {
     "gates in another order": (replaced(coordinatewise, "_cell", other_gates), check_lstm),
     "features without the sign": (replaced(coordinatewise, "log_sign", lambda right, g: right(g).abs()), check_lstm),
     "a state that starts afresh in each window": (
-        replaced(estimators, "adapt", lambda right, *args, state, **flags: right(*args, **flags)),
+        replaced(unrolls, "adapt", lambda right, *args, state, **flags: right(*args, **flags)),
         lambda: check_windows("momentum"),
     ),
 }

@@ -12,7 +12,7 @@ from cases import F64, seeded
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metalearn_utils import informed, judging, tuning
+from metalearn_utils import informed, judging, tuning, unrolls
 from metalearn_utils.baselines import KNOWS, Method, baselines, known_scale
 from metalearn_utils.compare import Comparison, Row, check_fair, compare
 from metalearn_utils.dotplots import Bar, dot_groups
@@ -314,7 +314,7 @@ def test_windows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     centres = torch.randn(40, 5, 6, generator=seeded(4), dtype=F64)
     moving = replace(QUADRATICS, data=lambda t: (QUADRATICS.data(0)[0], centres[t]))
     whole = trajectory(momentum(0.1), moving, 23)
-    monkeypatch.setattr(judging, "WINDOW", 4)
+    monkeypatch.setattr(unrolls, "AT_ONCE", 4)
     parts = trajectory(momentum(0.1), moving, 23)
     assert torch.equal(whole[0], parts[0])
     assert torch.equal(whole[1]["theta"], parts[1]["theta"])

@@ -1,5 +1,8 @@
 """Many copies of a rule as one batch: each copy's result is that of its phi alone."""
 
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import F64, assert_same, seeded
@@ -8,7 +11,7 @@ from training_cases import HORIZON, RULES, net_problem, shaken, single
 
 from metalearn_utils import population as stacking
 from metalearn_utils.adapt import adapt
-from metalearn_utils.estimators import run
+from metalearn_utils.estimators import es, run
 from metalearn_utils.population import antithetic, population, repeat
 from metalearn_utils.rules import Phi, UpdateRule, momentum, rmsprop, sgd
 from metalearn_utils.tasks.problems import Problem, Quadratics
@@ -117,3 +120,23 @@ def test_one_phi_for_all_copies_would_be_noticed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(stacking, "vmap", lambda f: lambda phi, *tensors: right(f)(first(phi), *tensors))
     with pytest.raises(AssertionError):
         check("adam")
+
+
+def test_evolution_strategies_hold_few_steps_in_memory_whatever_the_horizon() -> None:
+    """Data of different steps that are alive together: as many for 80 steps as for 20."""
+
+    def most_alive(horizon: int) -> int:
+        alive, most = weakref.WeakSet(), [0]
+
+        def data(t: int) -> tuple[torch.Tensor, torch.Tensor]:
+            fresh = tuple(v.clone() for v in problem.data(t))
+            alive.add(fresh[0])
+            most[0] = max(most[0], len(alive))
+            return fresh
+
+        problem = Quadratics(4).sample(2, generator=seeded(0))
+        rule = sgd(0.1)
+        es(horizon, 2, 0.01)(rule, rule.phi, replace(problem, data=data), None, seeded(1))
+        return most[0]
+
+    assert most_alive(80) == most_alive(20) < 20
