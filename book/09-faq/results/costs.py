@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metalearn_utils import Scores, Tasks, evaluate, fomaml, joint, maml, meta_train, reptile, results
+from metalearn_utils import Learner, Scores, Tasks, adam, evaluate, fomaml, joint, maml, meta_train, mse, params_of
+from metalearn_utils import reptile, results
 from metalearn_utils.processes import gaussian_process
 from metalearn_utils.recipes import sinusoids
 from metalearn_utils.recreate import recreate
@@ -196,6 +197,7 @@ def seconds() -> tuple[dict[str, float], dict[str, float]]:
     inner = {
         "ten steps of gradient descent": partial(plain_seconds, torch.optim.SGD, support, query, STEPS),
         "one step of Adam": lambda: plain_seconds(torch.optim.Adam, support, query, 300) / 300,
+        "one step of Adam, 25 tasks stacked": partial(stacked_seconds, fixed_tasks(40, 25, dtype=torch.float32)),
         "Gaussian process": partial(process_seconds, task),
     }
     rounds = [{name: run() for name, run in (outer | inner).items()} for _ in range(5)]
@@ -234,6 +236,14 @@ def plain_seconds(optimizer: Callable, support: Batch, query: Batch, steps: int)
         model(query.x)
 
     return median_seconds(run, 1 if steps > 100 else 20)
+
+
+def stacked_seconds(tasks: Tasks, steps: int = 100) -> float:
+    """CPU seconds per task of one step of Adam on many tasks at once."""
+    learner = Learner(sinusoids.network(), mse, adam(0.001), steps)
+    theta = params_of(learner.model)
+    run = partial(evaluate, learner, theta, tasks, metric="mse")
+    return median_seconds(run, 5) / (steps * len(tasks.support.x))
 
 
 def process_seconds(task: Tasks) -> float:
