@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from .estimators import Carry, Estimate
+from .estimators import Estimate
 from .meta import MetaGradient
 from .rules import Params, UpdateRule
 from .runs import Trained
 from .tasks.problems import Problem
 from .train import meta_train
+from .unrolls import Carry
 
 
 class Episodes:

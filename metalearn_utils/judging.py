@@ -6,11 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .estimators import Carry, begin, run
 from .evaluate import t_quantile
 from .progress import check_counts
 from .rules import Params, UpdateRule
 from .tasks.problems import Problem
+from .unrolls import Carry, begin, run
 
 FLOOR = 1e-16  # the smallest excess of which the logarithm is taken
 LABELS = {
