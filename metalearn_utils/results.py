@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,23 @@ def fingerprint(paths: Iterable[Path]) -> dict[str, str]:
 def write(path: Path, command: str, depends: Iterable[Path], content: dict[str, Any]) -> None:
     """Store a table with the command that makes it and the hashes of the files it depends on."""
     record = {"command": command, "depends": fingerprint(depends)} | content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    temporary.replace(path)
+    _store(path, json.dumps(record, indent=1) + "\n")
+
+
+def kept(path: Path, depends: Iterable[Path], run: Callable[[], Any]) -> Any:
+    """A part of a table that an interrupted run left at `path`, unless a file that it depends on changed; or of a run now.
+
+    Args:
+        path: a JSON file in the cache; half-written parts never stand there.
+        depends: the files that the part depends on.
+        run: makes the part, of what JSON can hold.
+    """
+    now = fingerprint(depends)
+    if path.exists() and (record := json.loads(path.read_text("utf-8")))["depends"] == now:
+        return record["part"]
+    part = run()
+    _store(path, json.dumps({"depends": now, "part": part}))
+    return part
 
 
 def read(name: str) -> dict[str, Any]:
@@ -62,6 +75,13 @@ def floats(text: str) -> Tensor:
 def scores(letters: str, transductive: bool) -> Scores:
     """Stored per-task accuracies as `Scores`."""
     return Scores(decode(letters)[None], "accuracy", transductive)
+
+
+def _store(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
 
 
 def _name(path: Path) -> str:

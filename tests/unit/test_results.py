@@ -70,6 +70,20 @@ def test_a_changed_file_makes_a_table_stale(tmp_path, monkeypatch):
     assert results.stale("t", [code]) == ["code.py"]
 
 
+def test_a_kept_part_is_made_again_only_when_what_it_depends_on_changed(tmp_path):
+    code, path, runs = tmp_path / "code.py", tmp_path / "cache" / "part.json", []
+
+    def run():
+        runs.append(1)
+        return [len(runs), 0.1]
+
+    code.write_text("1")
+    assert results.kept(path, [code], run) == results.kept(path, [code], run) == [1, 0.1]
+    code.write_text("2")
+    assert results.kept(path, [code], run) == [2, 0.1]
+    assert [p.name for p in path.parent.iterdir()] == ["part.json"]
+
+
 def test_floats_come_back():
     text = base64.b64encode(torch.tensor([0.5, -3.0], dtype=torch.float32).numpy().tobytes()).decode()
     assert results.floats(text).tolist() == [0.5, -3.0]

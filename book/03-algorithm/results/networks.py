@@ -9,9 +9,7 @@ are kept in the cache, so that an interrupted run goes on.
 """
 
 import argparse
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -97,27 +95,19 @@ def short(value: float | list) -> float | list | None:
     return float(f"{value:.8g}") if math.isfinite(value) else None
 
 
-def remembered(path: Path, run: Callable[[], list[dict]]) -> list[dict]:
-    """The entries that `path` holds, or of a run now."""
-    if not path.exists():
-        path.write_text(json.dumps(run()), "utf-8")
-    return json.loads(path.read_text("utf-8"))
-
-
 def main() -> None:
     """Tune, judge, store."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path("_build/networks"))
     cache = parser.parse_args().cache
-    cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     entries = []
     for family, metrics in METRICS.items():
         for metric in metrics:
-            entries += remembered(cache / f"{family}-{metric}.json", lambda: tuned(family, metric))
+            entries += results.kept(cache / f"{family}-{metric}.json", depends(), lambda: tuned(family, metric))
             print(family, metric, flush=True)
         for name in RULES:
-            entries += remembered(cache / f"{family}-{name}.json", lambda: learned(family, name))
+            entries += results.kept(cache / f"{family}-{name}.json", depends(), lambda: learned(family, name))
             print(family, name, flush=True)
     content = {"tasks": TASKS, "trials": TRIALS, "steps": STEPS, "entries": entries}
     results.write(HERE / "networks.json", "python book/03-algorithm/results/networks.py", depends(), content)

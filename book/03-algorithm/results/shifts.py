@@ -1,10 +1,12 @@
-"""What helps a learned optimizer away from its tasks: `python book/03-algorithm/results/shifts.py` (about 5 CPU minutes).
+"""What helps a learned optimizer away from its tasks: `python book/03-algorithm/results/shifts.py [--cache DIR]`.
 
 One network per parameter, `per_parameter_mlp`, is meta-trained on least squares in 10 dimensions in five ways that differ
 in the estimator or in what the network sees, three seeds each, and judged on tasks like those, on longer runs and in more
-dimensions; beside it momentum and Adam, tuned on the meta-training tasks and on the shifted ones.
+dimensions; beside it momentum and Adam, tuned on the meta-training tasks and on the shifted ones. About 5 CPU minutes on one thread;
+finished trainings are kept in the cache, so that an interrupted run goes on.
 """
 
+import argparse
 import base64
 import time
 from collections.abc import Callable
@@ -86,6 +88,12 @@ def meta_trained(variant: str, seed: int) -> tuple[UpdateRule, float]:
     return rule._replace(phi={k: v.float().double() for k, v in trained.theta.items()}), time.process_time() - begun
 
 
+def trained(variant: str, seed: int) -> dict:
+    """The record of a meta-training, with phi in base64."""
+    rule, seconds = meta_trained(variant, seed)
+    return {"method": variant, "seed": seed, "seconds": round(seconds, 1), "phi": packed(rule.phi)}
+
+
 def packed(phi: Phi) -> str:
     """phi as float32 in base64, its tensors one after the other."""
     return base64.b64encode(torch.cat([v.flatten() for v in phi.values()]).float().numpy().tobytes()).decode()
@@ -130,20 +138,24 @@ def rivals(setting: str, tuned_on: str, seed: int) -> tuple[list[dict], list[dic
 
 def main() -> None:
     """Meta-train, tune, judge, store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path("_build/shifts"))
+    cache = parser.parse_args().cache
     torch.set_num_threads(1)
-    entries, tuning, trained = [], [], []
+    entries, tuning, rules = [], [], []
     for seed in SEEDS:
         for variant in VARIANTS:
-            rule, seconds = meta_trained(variant, seed)
-            trained.append({"method": variant, "seed": seed, "seconds": round(seconds, 1), "phi": packed(rule.phi)})
+            path = cache / f"{variant}-{seed}.json".replace(" ", "-")
+            rules.append(results.kept(path, depends(), lambda: trained(variant, seed)))
+            rule = unpacked(rules[-1]["phi"], untrained(variant, seed))
             entries += [entry(variant, setting, seed, scores(rule, setting)) for setting in SETTINGS]
-            print(seed, variant, round(seconds, 1), *((e["shots"], e["mean"], e["failed"]) for e in entries[-4:]), flush=True)
+            print(seed, variant, *((e["shots"], e["mean"], e["failed"]) for e in entries[-3:]), flush=True)
         for setting in SETTINGS:
             for tuned_on in dict.fromkeys(("like meta-training", setting)):
                 found = rivals(setting, tuned_on, seed)
                 entries, tuning = entries + found[0], tuning + (found[1] if setting == tuned_on else [])
                 print(seed, setting, tuned_on, *((e["method"], e["mean"], e["failed"]) for e in found[0]), flush=True)
-    content = {"tasks": TASKS, "iterations": ITERATIONS, "tuning": tuning, "rules": trained, "entries": entries}
+    content = {"tasks": TASKS, "iterations": ITERATIONS, "tuning": tuning, "rules": rules, "entries": entries}
     results.write(HERE / "shifts.json", "python book/03-algorithm/results/shifts.py", depends(), content)
 
 
