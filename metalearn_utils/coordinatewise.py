@@ -85,19 +85,24 @@ def lstm(*, hidden: int = 20, scale: float = 0.1, generator: torch.Generator | N
         lead = state["loss"].dim()
         x = log_sign(row(grads, lead))
         weights = {k: w.to(x.dtype) for k, w in phi.items()}
-        h1, c1, h2, c2 = state["cells"] or [x.new_zeros(*x.shape[:-1], hidden)] * 4
-        h1, c1 = _cell(weights["w1"], weights["b1"], x, h1, c1)
+        h1, c1, h2, c2 = map(_columns, state["cells"] or [x.new_zeros(*x.shape[:-1], hidden)] * 4)
+        h1, c1 = _cell(weights["w1"], weights["b1"], _columns(x), h1, c1)
         h2, c2 = _cell(weights["w2"], weights["b2"], h1, h2, c2)
-        u = scale * F.linear(h2, weights["w"], weights["b"]).squeeze(-1)
-        state = state | {"step": state["step"] + 1, "cells": [h1, c1, h2, c2]}
-        return unrow(spread(state["lr"], u) * u, grads, lead), state
+        u = scale * (weights["w"] @ h2 + weights["b"]).reshape(x.shape[:-1])
+        cells = [v.T.reshape(*x.shape[:-1], hidden) for v in (h1, c1, h2, c2)]
+        return unrow(spread(state["lr"], u) * u, grads, lead), state | {"step": state["step"] + 1, "cells": cells}
 
     return UpdateRule(phi, init, update)
 
 
+def _columns(x: Tensor) -> Tensor:
+    """[..., n, features] -> [features, all coordinates], in which each gate is one block of memory."""
+    return x.flatten(0, -2).T
+
+
 def _cell(w: Tensor, b: Tensor, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """One LSTM cell; the gates stand in the order of `torch.nn.LSTMCell`: input, forget, candidate, output."""
-    i, f, g, o = F.linear(torch.cat([x, h], -1), w, b).chunk(4, -1)
+    """One LSTM cell on columns; the gates in the order of `torch.nn.LSTMCell`: input, forget, candidate, output."""
+    i, f, g, o = torch.addmm(b.unsqueeze(-1), w, torch.cat([x, h])).chunk(4)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from .rules import Params, Phi
@@ -88,11 +89,10 @@ def over_seeds(scores: list[Scores]) -> tuple[float, float]:
 
 
 def t_quantile(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t for 1 to 10 degrees of freedom."""
-    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-    if not 1 <= degrees <= len(table):
-        raise ValueError(f"degrees must lie between 1 and {len(table)}, got {degrees}: give 2 to 11 seeds")
-    return table[degrees - 1]
+    """The 97.5 % quantile of Student's t, to three decimals, as the printed tables have it."""
+    if degrees < 1:
+        raise ValueError(f"degrees must be at least 1, got {degrees}: an interval needs two values or more")
+    return round(float(stdtrit(degrees, 0.975)), 3)
 
 
 def _score(outputs: Tensor, y: Tensor, metric: str) -> Tensor:

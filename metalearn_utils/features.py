@@ -3,6 +3,8 @@
 Parameters of one task have no leading axis; stacked ones have [tasks], and `lead` counts these axes (0 or 1).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,7 +78,7 @@ def log_sign(g: Tensor, p: float = 10.0) -> Tensor:
     (log abs(g) / p, sign g) where abs(g) >= e^-p, else (-1, e^p g).
     """
     size = g.abs()
-    large = size >= torch.exp(torch.tensor(-p))
+    large = size >= math.exp(-p)
     first = torch.where(large, size.clamp_min(TINY).log() / p, -1.0)
-    second = torch.where(large, g.sign(), g * torch.exp(torch.tensor(p)).to(g.dtype))
+    second = torch.where(large, g.sign(), g * math.exp(p))
     return torch.stack([first, second], -1)

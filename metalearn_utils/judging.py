@@ -104,12 +104,11 @@ def check_metric(metric: str, problem: Problem) -> None:
 def interval(scores: Tensor) -> tuple[float, float, str]:
     """Mean of [seeds, tasks], half width of its 95 % interval, and what it is over.
 
-    Over seeds (Student's t of the seeds' means) where there are several, over tasks (1.96 sd / sqrt n) where there is
-    one; infinite where the mean is, or where there is one task.
+    Over the seeds' means where there are several, over tasks where there is one, by Student's t; infinite where the mean
+    is, or where there is one task.
     """
     over, values = ("seeds", scores.mean(1)) if len(scores) > 1 else ("tasks", scores[0])
     mean, n = values.mean().item(), len(values)
     if n == 1 or not math.isfinite(mean):
         return mean, math.inf, f"{n} {over}"
-    quantile = t_quantile(n - 1) if over == "seeds" else 1.96
-    return mean, quantile * values.std().item() / n**0.5, f"{n} {over}"
+    return mean, t_quantile(n - 1) * values.std().item() / n**0.5, f"{n} {over}"

@@ -59,7 +59,7 @@ def record(name: str, seed: int, trained: Trained) -> dict:
 
 
 def first_losses(name: str, seed: int = 0) -> list[float]:
-    """The losses of the recipe's first 50 iterations in float64, in which machines agree."""
+    """The losses of the recipe's first 50 iterations in float64, in which machines agree until a rounding has grown."""
     return EXACT[name](seed, stop=REPEATED, progress=False).losses
 
 

@@ -300,9 +300,9 @@ def test_a_run_that_diverged_is_infinitely_bad_and_never_nan(metric: str, bad: f
 
 
 def test_interval_is_over_tasks_for_one_seed_and_over_seeds_for_several() -> None:
-    """1.96 sd / √n over tasks; t_{0.975, 2} sd / √3 over the means of three seeds, t = 4.303"""
+    """Student's t: 3.182 sd / √4 over four tasks; 4.303 sd / √3 over the means of three seeds"""
     scores = torch.tensor([[1.0, 2.0, 6.0, 7.0]], dtype=F64)
-    assert interval(scores) == (4.0, pytest.approx(1.96 * (26 / 3) ** 0.5 / 2), "4 tasks")
+    assert interval(scores) == (4.0, pytest.approx(3.182 * (26 / 3) ** 0.5 / 2), "4 tasks")
     three = torch.cat([scores, scores + 1, scores - 1])
     assert interval(three) == (4.0, pytest.approx(4.303 / 3**0.5), "3 seeds")
     assert interval(scores[:, :1]) == (1.0, math.inf, "1 tasks")
@@ -591,7 +591,7 @@ def rows_of(**scores: list) -> Comparison:
 def test_differences_are_paired() -> None:
     """a − b = 1, 1.2 on every pair of tasks, whose own spread is 100: the interval of the mean of 1, 1.2, 1, 1.2"""
     found = rows_of(a=[[1.0, 101.2, 201.0, 301.2]], b=[[0.0, 100.0, 200.0, 300.0]])
-    half = 1.96 * (0.04 / 3) ** 0.5 / 2
+    half = 3.182 * (0.04 / 3) ** 0.5 / 2
     assert found.difference("a", "b") == (pytest.approx(1.1), pytest.approx(half), "4 tasks")
     assert found.difference("b", "a")[0] == pytest.approx(-1.1)
 
@@ -604,7 +604,7 @@ def test_differences_over_seeds_use_one_row_of_the_other_for_all() -> None:
 
 def test_differences_of_diverged_runs_are_infinite_or_none_and_never_nan() -> None:
     found = rows_of(a=[[1.0, math.inf]], b=[[0.0, math.inf]], c=[[0.0, 3.0]])
-    assert found.difference("a", "b") == (0.5, pytest.approx(1.96 / 2**0.5 / 2**0.5), "2 tasks")
+    assert found.difference("a", "b") == (0.5, pytest.approx(12.706 / 2**0.5 / 2**0.5), "2 tasks")
     assert found.difference("a", "c") == (math.inf, math.inf, "2 tasks")
     assert found.difference("c", "a") == (-math.inf, math.inf, "2 tasks")
 
