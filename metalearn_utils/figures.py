@@ -130,10 +130,12 @@ def _png(fig: Figure) -> str:
 
 
 def _shrunk(picture: bytes) -> str:
-    """A PNG in base64, in 64 colours if nothing in it is transparent."""
+    """A PNG in base64; in 128 colours if nothing in it is transparent, chosen so that a thin line keeps its own."""
     image, buffer = Image.open(io.BytesIO(picture)).convert("RGBA"), io.BytesIO()
     opaque = image.getextrema()[3][0] == 255
-    (image.convert("RGB").quantize(64) if opaque else image).save(buffer, format="png", optimize=True)
+    if opaque:
+        image = image.convert("RGB").quantize(128, method=Image.Quantize.FASTOCTREE)
+    image.save(buffer, format="png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
