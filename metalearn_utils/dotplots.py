@@ -43,7 +43,7 @@ def dot_groups(
     rows = [row for heading, bars in groups.items() if bars for row in (heading, *bars)]
     if not rows:
         raise ValueError(f"groups must hold at least one bar, got {dict(groups)!r}")
-    ax = ax or figure(height=0.8 + 0.25 * len(rows), width=6.0)[1]
+    ax = ax or figure(height=0.8 + 0.25 * len(rows), width=4.8)[1]
     ax.set(xlabel=xlabel, **limits)
     for i, row in enumerate(rows):
         _heading(ax, -i, row) if isinstance(row, str) else _bar(ax, -i, row)
@@ -62,7 +62,7 @@ def _bar(ax: Axes, y: float, bar: Bar) -> None:
     if math.isfinite(bar.mean):
         half, shape = bar.half if math.isfinite(bar.half) else 0.0, "D" if bar.strong else "o"
         ax.errorbar(bar.mean, y, xerr=half, fmt=shape, ms=6, elinewidth=2.5, color=shade, label=bar.name)
-        written = f"{bar.mean:.4g} ± {bar.half:.3g}"
+        written = f"{bar.mean:.4g} ± {bar.half:.3g}".replace("-", "−")
     ax.annotate(written, (1.02, y), xycoords=("axes fraction", "data"), va="center", color=INK)
 
 

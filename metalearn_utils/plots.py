@@ -147,8 +147,8 @@ def dots(ax: Axes, rows: Mapping[str, tuple[float, float]], digits: int = 1) -> 
     """The rows of `intervals` in given axes."""
     for i, (name, (mean, half)) in enumerate(rows.items()):
         ax.errorbar(mean, -i, xerr=half, fmt="o", ms=7, elinewidth=2.5, color=colour(name), label=name)
-        ax.annotate(f"{mean:.{digits}f} ± {half:.{digits}f}", (1.02, -i), xycoords=("axes fraction", "data"), va="center",
-                    color=INK)  # fmt: skip
+        written = f"{mean:.{digits}f} ± {half:.{digits}f}".replace("-", "−")
+        ax.annotate(written, (1.02, -i), xycoords=("axes fraction", "data"), va="center", color=INK)
     ax.set_yticks([-i for i in range(len(rows))], list(rows))
     ax.set_ylim(0.6 - len(rows), 0.6)
     ax.tick_params(axis="y", length=0)
