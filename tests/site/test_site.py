@@ -17,7 +17,7 @@ def visit(browser, address, page, theme="light", viewport=DESK):
     tab = browser.new_page(viewport=viewport, color_scheme=theme)
     tab.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
     problems = []
-    tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    tab.on("console", lambda m: problems.append(f"{m.text} {m.location['url']}") if m.type == "error" else None)
     tab.on("pageerror", lambda e: problems.append(str(e)))
     tab.on("requestfailed", lambda r: problems.append(f"failed: {r.url}"))
     tab.on("response", lambda r: problems.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
